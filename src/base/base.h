@@ -1,0 +1,107 @@
+/* base: what every room stands on: error text, checked sizes, memory, files, clock, progress.
+ *
+ * Status codes and the error struct are the public ones. */
+#ifndef UST_BASE_H
+#define UST_BASE_H
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <assert.h>
+
+#include "understudy.h"
+
+#define UST_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define UST_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define UST_ROUND_UP(n, to) (((n) + (to)-1) / (to) * (to))
+
+/* Passes a failure on to the caller. */
+#define UST_TRY(expression)                              \
+  do {                                                   \
+    understudy_status ust_try_status_ = (expression);    \
+    if (ust_try_status_ != UNDERSTUDY_OK) return ust_try_status_; \
+  } while (0)
+
+/* ---- errors ---- */
+
+/* Writes status and one formatted line into *err (NULL allowed); control characters and bytes outside ASCII
+ * become '?'. Returns `status`, so that callers can `return ust_error(err, …)`. */
+understudy_status ust_error(understudy_error *err, understudy_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* "out of memory: SIZE bytes for WHAT" */
+understudy_status ust_error_memory(understudy_error *err, size_t size, const char *what);
+
+/* ---- sizes: false when the result does not fit ---- */
+
+static inline bool ust_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
+static inline bool ust_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
+
+/* ---- memory ---- */
+
+/* 64-byte aligned, zeroed memory; large blocks are offered huge pages. NULL when there is none, and for a size
+ * of 0 a block of one byte. Freed with ust_free(). */
+void *ust_alloc(size_t size);
+void ust_free(void *memory);
+
+/* A growing byte buffer; zero-initialised is empty. */
+typedef struct ust_buffer {
+  char *data;
+  size_t size, capacity;
+} ust_buffer;
+bool ust_buffer_append(ust_buffer *buffer, const void *data, size_t size);
+void ust_buffer_free(ust_buffer *buffer);
+
+/* A piece of text inside somebody else's memory. */
+typedef struct ust_text {
+  const char *data; /* not zero-terminated */
+  size_t size;
+} ust_text;
+
+/* ---- files ---- */
+
+/* A file open for reading. Reads go through pread, so that a file truncated while it is open is an error and
+ * not a SIGBUS. */
+typedef struct ust_file {
+  int fd;
+  uint64_t size;
+  char *path;
+} ust_file;
+
+/* Opens a regular file. */
+understudy_status ust_file_open(ust_file *file, const char *path, understudy_error *err);
+/* Reads exactly `size` bytes at `offset`. */
+understudy_status ust_file_read(const ust_file *file, uint64_t offset, void *data, size_t size,
+                                understudy_error *err);
+void ust_file_close(ust_file *file);
+/* Reads a whole file of at most `limit` bytes, a zero byte after it; *data is freed with ust_free().
+ * Pipes and terminals are read to their end too. `path` "-" is standard input. */
+understudy_status ust_file_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err);
+
+/* A file being written: bytes go to a temporary file beside `path`, which replaces `path` only in
+ * ust_writer_commit() (after fsync), so that a reader never sees half a file. The first failure sticks:
+ * write calls may go unchecked until commit. */
+typedef struct ust_writer {
+  FILE *stream;
+  char *path, *temporary;
+  uint64_t written;
+  int failure; /* errno of the first failed write */
+} ust_writer;
+understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err);
+void ust_writer_write(ust_writer *writer, const void *data, size_t size);
+/* Finishes and renames; on failure removes the temporary file. The writer is closed either way. */
+understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err);
+/* Throws away what was written. Harmless after commit. */
+void ust_writer_abandon(ust_writer *writer);
+
+bool ust_is_directory(const char *path);
+
+/* ---- clock ---- */
+
+uint64_t ust_clock_ns(void); /* monotonic */
+
+/* ---- threads ---- */
+
+/* Physical cores this process may use: affinity mask and cgroup quota counted; at least 1. */
+int ust_thread_count(void);
+
+#endif

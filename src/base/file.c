@@ -1,0 +1,152 @@
+/* Files: exact reads that turn truncation into an error, and writes that appear whole or not at all. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/base.h"
+
+static understudy_status io_error(understudy_error *err, const char *path, const char *what, int code) {
+  return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot %s: %s", path, what, strerror(code));
+}
+
+understudy_status ust_file_open(ust_file *file, const char *path, understudy_error *err) {
+  *file = (ust_file){.fd = -1};
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return io_error(err, path, "open", errno);
+  struct stat info;
+  if (fstat(fd, &info) != 0) {
+    int code = errno;
+    close(fd);
+    return io_error(err, path, "stat", code);
+  }
+  if (!S_ISREG(info.st_mode)) {
+    close(fd);
+    return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: %s, expected a regular file", path,
+                     S_ISDIR(info.st_mode) ? "is a directory" : "is not a regular file");
+  }
+  file->path = strdup(path);
+  if (!file->path) {
+    close(fd);
+    return ust_error_memory(err, strlen(path), "a path");
+  }
+  file->fd = fd;
+  file->size = (uint64_t)info.st_size;
+  return UNDERSTUDY_OK;
+}
+
+understudy_status ust_file_read(const ust_file *file, uint64_t offset, void *data, size_t size,
+                                understudy_error *err) {
+  char *to = data;
+  size_t done = 0;
+  while (done < size) {
+    ssize_t got = pread(file->fd, to + done, size - done, (off_t)(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return io_error(err, file->path, "read", errno);
+    if (got == 0)
+      return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: ends at byte %llu, expected %zu more", file->path,
+                       (unsigned long long)(offset + done), size - done);
+    done += (size_t)got;
+  }
+  return UNDERSTUDY_OK;
+}
+
+void ust_file_close(ust_file *file) {
+  if (file->path) close(file->fd);
+  free(file->path);
+  *file = (ust_file){.fd = -1};
+}
+
+understudy_status ust_file_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err) {
+  bool standard_input = strcmp(path, "-") == 0;
+  const char *name = standard_input ? "standard input" : path;
+  int fd = standard_input ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return io_error(err, name, "open", errno);
+  size_t capacity = 1 << 16, used = 0;
+  char *bytes = malloc(capacity);
+  understudy_status status = bytes ? UNDERSTUDY_OK : ust_error_memory(err, capacity, name);
+  while (status == UNDERSTUDY_OK) {
+    ssize_t got = read(fd, bytes + used, capacity - used - 1);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) status = io_error(err, name, "read", errno);
+    if (got <= 0) break;
+    used += (size_t)got;
+    if (used > limit)
+      status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: longer than the limit of %zu bytes", name, limit);
+    if (status == UNDERSTUDY_OK && used + 1 == capacity) {
+      char *grown = realloc(bytes, capacity *= 2);
+      if (grown)
+        bytes = grown;
+      else
+        status = ust_error_memory(err, capacity, name);
+    }
+  }
+  if (!standard_input) close(fd);
+  if (status != UNDERSTUDY_OK) {
+    free(bytes);
+    return status;
+  }
+  bytes[used] = 0;
+  *data = bytes;
+  *size = used;
+  return UNDERSTUDY_OK;
+}
+
+understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err) {
+  *writer = (ust_writer){0};
+  size_t length = strlen(path) + 32;
+  writer->path = strdup(path);
+  writer->temporary = malloc(length);
+  if (!writer->path || !writer->temporary) {
+    ust_writer_abandon(writer);
+    return ust_error_memory(err, length, "a path");
+  }
+  snprintf(writer->temporary, length, "%s.%d.tmp", path, (int)getpid());
+  writer->stream = fopen(writer->temporary, "wbe");
+  if (!writer->stream) {
+    int code = errno;
+    free(writer->temporary);
+    writer->temporary = NULL;
+    ust_writer_abandon(writer);
+    return io_error(err, path, "write", code);
+  }
+  return UNDERSTUDY_OK;
+}
+
+void ust_writer_write(ust_writer *writer, const void *data, size_t size) {
+  if (writer->failure || size == 0) return;
+  if (fwrite(data, 1, size, writer->stream) != size) writer->failure = errno ? errno : EIO;
+  writer->written += size;
+}
+
+understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err) {
+  FILE *stream = writer->stream;
+  int failure = writer->failure;
+  writer->stream = NULL;
+  if (!failure && (fflush(stream) != 0 || fsync(fileno(stream)) != 0)) failure = errno;
+  if (fclose(stream) != 0 && !failure) failure = errno;
+  if (!failure && rename(writer->temporary, writer->path) != 0) failure = errno;
+  understudy_status status = UNDERSTUDY_OK;
+  if (failure) {
+    status = io_error(err, writer->path, "write", failure);
+  } else {
+    free(writer->temporary);
+    writer->temporary = NULL;
+  }
+  ust_writer_abandon(writer);
+  return status;
+}
+
+void ust_writer_abandon(ust_writer *writer) {
+  if (writer->stream) fclose(writer->stream);
+  if (writer->temporary) unlink(writer->temporary);
+  free(writer->temporary);
+  free(writer->path);
+  *writer = (ust_writer){0};
+}
+
+bool ust_is_directory(const char *path) {
+  struct stat info;
+  return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}

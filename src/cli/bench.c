@@ -1,0 +1,211 @@
+/* understudy bench: the paper's tables for the user's models. Plain, speculative and staged decoding write the
+ * same prompts' continuations, prompt by prompt in turn, so that drift of the machine hits all alike; every
+ * text is compared token by token. */
+#include <stdlib.h>
+
+#include "cli/cli.h"
+
+enum { MODES = 3 };
+
+typedef struct bench_options {
+  ust_cli_models models;
+  understudy_sampling sampling;
+  const char *prompts, *json;
+  int limit, tokens;
+  bool quiet;
+} bench_options;
+
+/* One mode's session and what it wrote last. */
+typedef struct lane {
+  ust_mode_result result;
+  understudy_session *session;
+  ust_sha256 sha;
+  int32_t *tokens; /* [count] of the current prompt */
+  size_t count, capacity;
+  bool out_of_memory;
+} lane;
+
+typedef struct bench {
+  const bench_options *options;
+  understudy_engine *engine;
+  ust_prompts prompts;
+  lane lanes[MODES];
+  int lane_count;
+  size_t differing; /* prompts whose texts differ between modes */
+} bench;
+
+static bool keep_token(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
+  (void)origin;
+  lane *l = user;
+  ust_cli_sha256_add(&l->sha, bytes, length);
+  if (l->count == l->capacity) {
+    size_t capacity = l->capacity ? 2 * l->capacity : 256;
+    int32_t *grown = realloc(l->tokens, capacity * sizeof *grown);
+    if (!grown) {
+      l->out_of_memory = true;
+      return true;
+    }
+    l->tokens = grown;
+    l->capacity = capacity;
+  }
+  l->tokens[l->count++] = token;
+  return ust_cli_stopped();
+}
+
+static understudy_status write_one(bench *b, lane *l, const int32_t *tokens, size_t count, understudy_error *err) {
+  UST_TRY(understudy_session_reset(l->session, NULL, err));
+  UST_TRY(understudy_session_prompt(l->session, tokens, count, NULL, NULL, err));
+  l->count = 0;
+  UST_TRY(understudy_session_generate(l->session, b->options->tokens, keep_token, l, NULL, err));
+  if (l->out_of_memory) return ust_error_memory(err, l->capacity * sizeof *l->tokens, "generated tokens");
+  if (ust_cli_stopped()) return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
+  return UNDERSTUDY_OK;
+}
+
+static bool same_text(const lane *a, const lane *b) {
+  return a->count == b->count && (a->count == 0 || memcmp(a->tokens, b->tokens, a->count * sizeof *a->tokens) == 0);
+}
+
+static understudy_status bench_prompt(bench *b, size_t index, understudy_error *err) {
+  understudy_engine_info info;
+  understudy_engine_get_info(b->engine, &info);
+  const ust_text *prompt = &b->prompts.items[index];
+  int32_t *tokens = NULL, start = info.end_token;
+  size_t count = 0;
+  UST_TRY(understudy_tokenize(b->engine, prompt->data, prompt->size, false, &tokens, &count, err));
+  understudy_status status = UNDERSTUDY_OK;
+  if (count == 0 && start < 0)
+    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: prompt %zu is empty, expected some text",
+                       b->options->prompts, index + 1);
+  for (int i = 0; i < b->lane_count && status == UNDERSTUDY_OK; i++) {
+    ust_cli_progress(NULL, "benchmarking", index * (size_t)b->lane_count + (size_t)i,
+                     b->prompts.count * (size_t)b->lane_count);
+    status = write_one(b, &b->lanes[i], count ? tokens : &start, count ? count : 1, err);
+  }
+  understudy_free(tokens);
+  bool same = true;
+  for (int i = 1; i < b->lane_count; i++) same = same && same_text(&b->lanes[0], &b->lanes[i]);
+  if (status == UNDERSTUDY_OK && !same) b->differing++;
+  return status;
+}
+
+static void print_table(const bench *b) {
+  understudy_engine_info info;
+  understudy_engine_get_info(b->engine, &info);
+  printf("%s, %.1f M parameters, %.0f MB of weights; %s kernels, %d thread%s\n", info.architecture,
+         (double)info.parameters / 1e6, (double)info.weight_bytes / 1e6, info.isa, info.threads,
+         info.threads == 1 ? "" : "s");
+  const understudy_sampling *s = &b->options->sampling;
+  printf("%zu prompt%s, up to %d tokens each, ", b->prompts.count, b->prompts.count == 1 ? "" : "s",
+         b->options->tokens);
+  if (s->temperature > 0)
+    printf("temperature %g, top-k %d, top-p %g, seed %llu\n\n", (double)s->temperature, s->top_k, (double)s->top_p,
+           (unsigned long long)s->seed);
+  else
+    printf("greedy\n\n");
+  printf("%-12s %9s %9s %12s %9s %9s %10s %10s   %s\n", "mode", "tokens/s", "speed-up", "tokens/pass", "MB/token",
+         "vs plain", "GFLOP/s", "FLOP/byte", "draft / n-gram / context");
+  const understudy_stats *plain = &b->lanes[0].result.stats;
+  double plain_rate = plain->seconds > 0 ? (double)plain->tokens / plain->seconds : 0;
+  double plain_bytes = plain->tokens ? plain->bytes / (double)plain->tokens : 0;
+  for (int i = 0; i < b->lane_count; i++) {
+    const understudy_stats *t = &b->lanes[i].result.stats;
+    double rate = t->seconds > 0 ? (double)t->tokens / t->seconds : 0;
+    double bytes = t->tokens ? t->bytes / (double)t->tokens : 0;
+    printf("%-12s %9.1f %8.2fx %12.2f %9.1f %9.2f %10.1f %10.1f   %llu / %llu / %llu\n",
+           ust_cli_mode_name(b->lanes[i].result.mode), rate, plain_rate > 0 ? rate / plain_rate : 0,
+           t->target_passes ? (double)t->tokens / (double)t->target_passes : 0, bytes / 1e6,
+           plain_bytes > 0 ? bytes / plain_bytes : 0, t->seconds > 0 ? t->flop / t->seconds / 1e9 : 0,
+           t->bytes > 0 ? t->flop / t->bytes : 0, (unsigned long long)t->accepted[UNDERSTUDY_FROM_DRAFT],
+           (unsigned long long)t->accepted[UNDERSTUDY_FROM_NGRAM],
+           (unsigned long long)t->accepted[UNDERSTUDY_FROM_CONTEXT]);
+  }
+  if (b->differing)
+    printf("\ntexts identical: NO, %zu of %zu prompts differ\n", b->differing, b->prompts.count);
+  else
+    printf("\ntexts identical: yes\n");
+}
+
+static understudy_status open_lanes(bench *b, understudy_error *err) {
+  const bool wanted[MODES] = {true, b->options->models.draft != NULL, b->options->models.ngram != NULL};
+  for (int mode = 0; mode < MODES; mode++) {
+    if (!wanted[mode]) continue;
+    lane *l = &b->lanes[b->lane_count];
+    l->result.mode = (understudy_mode)mode;
+    ust_cli_sha256_start(&l->sha);
+    UST_TRY(understudy_session_create(b->engine, l->result.mode, &b->options->sampling, &l->session, err));
+    b->lane_count++;
+  }
+  return UNDERSTUDY_OK;
+}
+
+static understudy_status run_bench(bench *b, understudy_error *err) {
+  UST_TRY(ust_cli_check_output(b->options->json, err));
+  UST_TRY(ust_cli_prompts_load(b->options->prompts, (size_t)b->options->limit, &b->prompts, err));
+  UST_TRY(ust_cli_open(&b->options->models, &b->engine, err));
+  UST_TRY(open_lanes(b, err));
+  for (size_t i = 0; i < b->prompts.count; i++) UST_TRY(bench_prompt(b, i, err));
+  ust_cli_progress_clear();
+  ust_mode_result results[MODES];
+  for (int i = 0; i < b->lane_count; i++) {
+    understudy_session_get_stats(b->lanes[i].session, &b->lanes[i].result.stats);
+    ust_cli_sha256_finish(&b->lanes[i].sha, b->lanes[i].result.sha256);
+    results[i] = b->lanes[i].result;
+  }
+  print_table(b);
+  if (!b->options->json) return UNDERSTUDY_OK;
+  return ust_cli_write_report(b->options->json, b->engine, b->options->models.model, &b->options->sampling, results,
+                              b->lane_count, b->differing == 0, err);
+}
+
+int ust_cli_bench(int argc, char **argv) {
+  bench_options o = {.sampling = {.top_p = 1}, .tokens = 128};
+  const ust_option options[] = {
+      UST_OPTIONS_MODEL(&o.models),
+      UST_OPTIONS_DRAFTS(&o.models),
+      {UST_TEXT("prompts", 0, &o.prompts, "FILE",
+                "JSON lines with a 'prompt' field, plain or gzip,\nor one prompt as plain text"),
+       .required = true},
+      {UST_INT("limit", 0, &o.limit, "K", "the first K prompts only [all]", 1, UST_INT_MOST)},
+      UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write for each prompt [128]"),
+      UST_OPTIONS_SAMPLING(&o.sampling),
+      UST_OPTIONS_CONTEXT(&o.models),
+      UST_OPTIONS_MACHINE(&o.models),
+      UST_OPTIONS_JSON(&o.json),
+      UST_OPTIONS_QUIET(&o.quiet),
+      UST_OPTIONS_END,
+  };
+  const ust_cli_help help = {
+      .command = "bench",
+      .usage = "bench -m TARGET [-d DRAFT] [--ngram FILE] --prompts FILE [options]",
+      .about = "Plain, speculative (with -d) and staged (with --ngram) decoding side by side, and whether all\n"
+               "their texts are the same.",
+      .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs.",
+      .example = "understudy bench -m gpt2-large/ -d draft.gguf --ngram draft.ngram --prompts HumanEval.jsonl.gz "
+                 "--limit 8",
+  };
+  int code;
+  if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
+  if (!ust_cli_no_more("bench", argc, argv, optind, &code)) return code;
+  ust_cli_set_quiet(o.quiet);
+  ust_cli_catch_signals();
+  bench b = {.options = &o};
+  understudy_error err = {0};
+  understudy_status status = run_bench(&b, &err);
+  if (status != UNDERSTUDY_OK) {
+    code = ust_cli_fail(&err);
+  } else if (b.differing) {
+    fprintf(stderr, "understudy: %zu of %zu prompts: found texts that differ between modes, expected the same\n",
+            b.differing, b.prompts.count);
+    code = UST_EXIT_FAILURE;
+  } else {
+    code = UST_EXIT_OK;
+  }
+  for (int i = 0; i < MODES; i++) {
+    understudy_session_close(b.lanes[i].session);
+    free(b.lanes[i].tokens);
+  }
+  understudy_engine_close(b.engine);
+  ust_cli_prompts_free(&b.prompts);
+  return code;
+}

@@ -1,0 +1,202 @@
+/* cli: what the subcommands share: options, terminal, prompts, reports.
+ *
+ * A subcommand is one function `int ust_cli_NAME(int argc, char **argv)` (argv[0] is its name) that returns the
+ * exit code. Text goes to stdout, everything else to stderr; every error is one line. */
+#ifndef UST_CLI_H
+#define UST_CLI_H
+
+#include <getopt.h>
+#include <jansson.h>
+
+#include "base/base.h"
+#include "tokenizer/tokenizer.h"
+#include "weights/weights.h"
+
+enum { UST_EXIT_OK = 0, UST_EXIT_FAILURE = 1, UST_EXIT_USAGE = 2 };
+
+/* ---- options.c: one table a subcommand says what it accepts, where it goes and what help prints ---- */
+
+typedef enum ust_option_type {
+  UST_OPTION_FLAG,   /* bool */
+  UST_OPTION_TEXT,   /* const char * */
+  UST_OPTION_CHOICE, /* const char *, one of the words of `argument` ("plain|speculative|staged") */
+  UST_OPTION_INT,    /* int, from min to max */
+  UST_OPTION_SEED,   /* uint64_t, any */
+  UST_OPTION_REAL    /* float, from min to max, finite */
+} ust_option_type;
+
+typedef struct ust_option {
+  const char *name; /* long name; NULL ends a table */
+  char letter;      /* short name; 0: none */
+  ust_option_type type;
+  void *target;
+  const char *argument; /* "FILE"; NULL for a flag */
+  const char *help;     /* may hold newlines; default value in brackets at its end */
+  double min, max;
+  bool required;
+  const char *expected; /* replaces the text made of min and max in errors */
+} ust_option;
+
+/* The inside of one entry, braces and .required / .expected left to the table. */
+#define UST_OPTION_(n, l, t, to, a, h)                                                                                 \
+  .name = n, .letter = l, .type = UST_OPTION_##t, .target = to, .argument = a, .help = h
+#define UST_FLAG(name, letter, target, help) UST_OPTION_(name, letter, FLAG, target, NULL, help)
+#define UST_TEXT(name, letter, target, argument, help) UST_OPTION_(name, letter, TEXT, target, argument, help)
+#define UST_CHOICE(name, target, words, help) UST_OPTION_(name, 0, CHOICE, target, words, help)
+#define UST_SEED(name, target, argument, help) UST_OPTION_(name, 0, SEED, target, argument, help)
+#define UST_INT(name, letter, target, argument, help, least, most)                                                     \
+  UST_OPTION_(name, letter, INT, target, argument, help), .min = least, .max = most
+#define UST_REAL(name, target, argument, help, least, most)                                                            \
+  UST_OPTION_(name, 0, REAL, target, argument, help), .min = least, .max = most
+#define UST_INT_MOST 2147483647
+
+typedef struct ust_cli_help {
+  const char *command;
+  const char *usage;   /* without the program's name: "run -m TARGET [options] [PROMPT]" */
+  const char *about;   /* one to three lines */
+  const char *notes;   /* after the options; NULL: none */
+  const char *example; /* one command line */
+} ust_cli_help;
+
+/* Reads the options into their targets; `optind` is then the first positional argument. False: the command ends
+ * with *code (help printed, or a usage error reported). Every table has --help added. */
+bool ust_cli_parse(const ust_cli_help *help, const ust_option *options, int argc, char **argv, int *code);
+/* Prints "understudy COMMAND: …" as one line and returns UST_EXIT_USAGE. */
+int ust_cli_usage(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* False, with the usage error reported, when arguments are left from index `first` on. */
+bool ust_cli_no_more(const char *command, int argc, char **argv, int first, int *code);
+
+/* Options several commands have in common. */
+typedef struct ust_cli_models {
+  const char *model, *draft, *ngram, *isa;
+  int threads, context;
+} ust_cli_models;
+
+#define UST_OPTIONS_MODEL(m)                                                                                           \
+  {                                                                                                                    \
+    UST_TEXT("model", 'm', &(m)->model, "TARGET", "the model: a GGUF file or a Hugging Face directory"),               \
+        .required = true                                                                                               \
+  }
+#define UST_OPTIONS_DRAFTS(m)                                                                                          \
+  {UST_TEXT("draft", 'd', &(m)->draft, "DRAFT", "a small model of the same vocabulary that drafts")}, {                \
+    UST_TEXT("ngram", 0, &(m)->ngram, "FILE", "an n-gram file made by 'understudy ngram'")                             \
+  }
+#define UST_OPTIONS_MACHINE(m)                                                                                         \
+  {UST_INT("threads", 0, &(m)->threads, "N", "threads [the physical cores this process may use]", 0, 1024)}, {                 \
+    UST_CHOICE("isa", &(m)->isa, "scalar|avx2|avx512|amx", "kernel level [the best this machine has]")                 \
+  }
+#define UST_OPTIONS_CONTEXT(m)                                                                                         \
+  { UST_INT("context", 0, &(m)->context, "N", "tokens it may look back on [the model's own]", 0, UST_INT_MOST) }
+#define UST_OPTIONS_SAMPLING(s)                                                                                        \
+  {UST_REAL("temperature", &(s)->temperature, "T", "0: the likeliest token always [0]", 0, 1e30),                      \
+   .expected = "a finite number, 0 or more"},                                                                          \
+      {UST_INT("top-k", 0, &(s)->top_k, "K", "keep the K likeliest tokens; 0: all [0]", 0, UST_INT_MOST)},             \
+      {UST_REAL("top-p", &(s)->top_p, "P", "keep the likeliest that together reach P [1]", 1e-30, 1),                  \
+       .expected = "a number above 0, at most 1"},                                                                     \
+      {UST_REAL("min-p", &(s)->min_p, "P", "drop those below P times the likeliest [0]", 0, 1)},                       \
+      UST_OPTIONS_SEED(&(s)->seed)
+#define UST_OPTIONS_SEED(seed)                                                                                         \
+  { UST_SEED("seed", seed, "S", "same seed, same text [0]") }
+#define UST_OPTIONS_TOKENS(n, help)                                                                                    \
+  { UST_INT("tokens", 'n', n, "N", help, 0, UST_INT_MOST) }
+#define UST_OPTIONS_JSON(path)                                                                                         \
+  { UST_TEXT("json", 0, path, "FILE", "write the figures as JSON") }
+#define UST_OPTIONS_QUIET(flag)                                                                                        \
+  { UST_FLAG("quiet", 'q', flag, "nothing on stderr but errors") }
+#define UST_OPTIONS_END                                                                                                \
+  { .name = NULL }
+
+/* ---- terminal.c ---- */
+
+/* Prints "understudy: MESSAGE" and returns UST_EXIT_FAILURE. */
+int ust_cli_fail(const understudy_error *err);
+/* No progress bars and no notes from now on. */
+void ust_cli_set_quiet(bool quiet);
+/* A line for the user on stderr, unless quiet. */
+void ust_cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* An understudy_progress_fn: draws a bar when stderr is a terminal and cancels when the user has asked to stop. */
+bool ust_cli_progress(void *user, const char *what, uint64_t done, uint64_t total);
+/* Removes a bar that is still standing. */
+void ust_cli_progress_clear(void);
+/* From here on SIGINT and SIGTERM only raise a flag (a second one ends the process), and a closed pipe is a
+ * write error instead of a signal. */
+void ust_cli_catch_signals(void);
+bool ust_cli_stopped(void);
+/* Colour on stdout: forced, or a terminal and no NO_COLOR. */
+bool ust_cli_color(bool forced);
+/* Flushes stdout; false once it could not be written. */
+bool ust_cli_flush(void);
+/* Flushes stdout: `code`, or UST_EXIT_FAILURE with one line when it cannot be written. */
+int ust_cli_finish(int code);
+
+/* ---- text.c: prompts and vocabularies ---- */
+
+/* The command's text: the argument at argv[first], else `file`, else standard input, which must not be a
+ * terminal. *text is freed with ust_free(). False: the command ends with *code. */
+bool ust_cli_text(const char *command, int argc, char **argv, int first, const char *file, char **text, size_t *length,
+                  int *code);
+
+typedef struct ust_prompts {
+  ust_text *items;
+  size_t count;
+} ust_prompts;
+
+/* JSON lines with a `prompt` field, plain or gzip, or a file that is one prompt. limit 0: all. */
+understudy_status ust_cli_prompts_load(const char *path, size_t limit, ust_prompts *prompts, understudy_error *err);
+void ust_cli_prompts_free(ust_prompts *prompts);
+
+/* The tokenizer of a GGUF file (*weights NULL or already open) or of a Hugging Face directory. */
+understudy_status ust_cli_tokenizer(const char *path, const ust_weights *weights, ust_tokenizer **tokenizer,
+                                    understudy_error *err);
+/* The vocabulary's keys of a GGUF file, those ust_gguf_config() leaves out. */
+void ust_cli_write_vocabulary(ust_gguf_writer *writer, const ust_vocabulary *vocabulary);
+/* "q8_0", "bf16", "f16", "f32"; the caller has checked the word. */
+ust_type ust_cli_type(const char *word);
+const char *ust_cli_type_name(ust_type type);
+
+/* ---- report.c: run's and bench's figures ---- */
+
+typedef struct ust_mode_result {
+  understudy_mode mode;
+  understudy_stats stats;
+  char sha256[65]; /* of all text of the mode */
+} ust_mode_result;
+
+const char *ust_cli_mode_name(understudy_mode mode);
+understudy_mode ust_cli_mode(const char *word);
+understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine **engine, understudy_error *err);
+/* Writes the file of DESIGN's section on `bench --json`, after measuring the machine. */
+understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const char *target,
+                                       const understudy_sampling *sampling, const ust_mode_result *results, int count,
+                                       bool identical, understudy_error *err);
+/* Fails now, not after an hour's work, when a file cannot be made at `path` (NULL: nothing to make). */
+understudy_status ust_cli_check_output(const char *path, understudy_error *err);
+/* Writes a JSON document whole or not at all; takes over `root`, NULL is reported as out of memory. */
+understudy_status ust_cli_write_json(const char *path, json_t *root, understudy_error *err);
+
+/* ---- sha256.c ---- */
+
+typedef struct ust_sha256 {
+  uint32_t state[8];
+  uint64_t length;
+  uint8_t block[64];
+} ust_sha256;
+void ust_cli_sha256_start(ust_sha256 *sha);
+void ust_cli_sha256_add(ust_sha256 *sha, const void *data, size_t size);
+void ust_cli_sha256_finish(ust_sha256 *sha, char hex[65]);
+
+/* ---- the subcommands ---- */
+
+int ust_cli_run(int argc, char **argv);
+int ust_cli_bench(int argc, char **argv);
+int ust_cli_roofline(int argc, char **argv);
+int ust_cli_train(int argc, char **argv);
+int ust_cli_distill(int argc, char **argv);
+int ust_cli_ngram(int argc, char **argv);
+int ust_cli_grow(int argc, char **argv);
+int ust_cli_quantize(int argc, char **argv);
+int ust_cli_eval(int argc, char **argv);
+int ust_cli_tokenize(int argc, char **argv);
+int ust_cli_inspect(int argc, char **argv);
+
+#endif

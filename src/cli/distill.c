@@ -1,0 +1,34 @@
+/* understudy distill: trains a small GPT-2 to speak like a larger one: half its loss is the text's, half the distance
+ * (KL) from the teacher's distribution over the whole vocabulary. The tokenizer is the teacher's. */
+#include "cli/train_options.h"
+
+int ust_cli_distill(int argc, char **argv) {
+  static const ust_cli_help help = {
+      .command = "distill",
+      .usage = "distill --teacher T.gguf --corpus FILE -o OUT.gguf [options]",
+      .about = "Trains a small GPT-2 on a text file and on what a teacher model thinks of it: a draft model for the\n"
+               "teacher. Documents are separated by zero bytes. Stopped or killed, the same command goes on.",
+      .notes = "Training windows are 256 tokens long and lie at random positions of the context.",
+      .example = "understudy distill --teacher target.gguf --corpus train.txt --steps 1000 -o draft.gguf"};
+  ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(128, 2, 2);
+  const char *teacher = NULL;
+  const ust_option options[] = {
+      UST_TRAIN_CLI_OPTIONS(&cli),
+      {"teacher", 0, UST_OPTION_TEXT, &teacher, "T", "a GGUF file or a Hugging Face directory", .required = true},
+      {"tokenizer", 0, UST_OPTION_TEXT, &cli.tokenizer, "PATH", "where to find it [the teacher's own]"},
+      UST_OPTIONS_END};
+  int code;
+  if (!ust_cli_parse(&help, options, argc, argv, &code) || !ust_cli_no_more("distill", argc, argv, optind, &code))
+    return code;
+  understudy_error err;
+  ust_weights *weights;
+  if (ust_weights_open(teacher, &weights, &err) != UNDERSTUDY_OK) return ust_cli_fail(&err);
+  if (!cli.tokenizer) {
+    cli.tokenizer = teacher;
+    cli.tokenizer_weights = weights;
+  }
+  cli.options.teacher = weights;
+  code = ust_train_cli_run(&cli);
+  ust_weights_close(weights);
+  return code;
+}

@@ -1,0 +1,148 @@
+/* understudy run: continues a text. The answer's bytes go to stdout as they are committed, the figures to stderr. */
+#include <errno.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+
+typedef struct run_options {
+  ust_cli_models models;
+  understudy_sampling sampling;
+  const char *mode, *file, *json;
+  int tokens;
+  bool quiet, color;
+} run_options;
+
+typedef struct output {
+  ust_sha256 sha;
+  bool tinted;
+  int shown; /* origin whose colour is on */
+  char last; /* byte written last */
+} output;
+
+/* The target's own tokens keep the terminal's colour. */
+static const char *const tints[] = {"\033[0m", "\033[32m", "\033[36m", "\033[33m"};
+
+/* Colour changes only where a token does not begin inside a UTF-8 character. */
+static bool write_token(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
+  (void)token;
+  output *out = user;
+  ust_cli_sha256_add(&out->sha, bytes, length);
+  bool inside = length && ((unsigned char)bytes[0] & 0xc0) == 0x80;
+  if (out->tinted && out->shown != (int)origin && !inside) {
+    fputs(tints[0], stdout);
+    if (origin != UNDERSTUDY_FROM_TARGET) fputs(tints[origin], stdout);
+    out->shown = (int)origin;
+  }
+  fwrite(bytes, 1, length, stdout);
+  if (length) out->last = bytes[length - 1];
+  return !ust_cli_flush() || ust_cli_stopped();
+}
+
+static void print_statistics(const understudy_stats *s, understudy_mode mode) {
+  double per_pass = s->target_passes ? (double)s->tokens / (double)s->target_passes : 0;
+  double per_s = s->seconds > 0 ? (double)s->tokens / s->seconds : 0;
+  ust_cli_note("%llu tokens in %.2f s: %.1f tokens/s, %.2f tokens/pass, %s (draft %llu, n-gram %llu, context %llu, "
+               "target %llu)%s",
+               (unsigned long long)s->tokens, s->seconds, per_s, per_pass, ust_cli_mode_name(mode),
+               (unsigned long long)s->accepted[UNDERSTUDY_FROM_DRAFT],
+               (unsigned long long)s->accepted[UNDERSTUDY_FROM_NGRAM],
+               (unsigned long long)s->accepted[UNDERSTUDY_FROM_CONTEXT],
+               (unsigned long long)s->accepted[UNDERSTUDY_FROM_TARGET], ust_cli_stopped() ? ", stopped" : "");
+}
+
+/* An empty prompt starts from the end-of-text token, which is what separates texts in training. */
+static understudy_status feed_prompt(const understudy_engine *engine, understudy_session *session, const char *text,
+                                     size_t length, understudy_error *err) {
+  understudy_engine_info info;
+  understudy_engine_get_info(engine, &info);
+  int32_t *tokens = NULL;
+  size_t count = 0;
+  UST_TRY(understudy_tokenize(engine, text, length, false, &tokens, &count, err));
+  understudy_status status;
+  if (count) {
+    status = understudy_session_prompt(session, tokens, count, ust_cli_progress, NULL, err);
+  } else if (info.end_token >= 0) {
+    int32_t start = info.end_token;
+    status = understudy_session_prompt(session, &start, 1, ust_cli_progress, NULL, err);
+  } else {
+    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                       "the prompt is empty, expected some text: this model has no end-of-text token to start from");
+  }
+  understudy_free(tokens);
+  ust_cli_progress_clear();
+  return status;
+}
+
+static understudy_status answer(const run_options *o, const understudy_engine *engine, understudy_session *session,
+                                const char *text, size_t length, understudy_error *err) {
+  UST_TRY(feed_prompt(engine, session, text, length, err));
+  output out = {.tinted = ust_cli_color(o->color)};
+  ust_cli_sha256_start(&out.sha);
+  understudy_status status = understudy_session_generate(session, o->tokens, write_token, &out, NULL, err);
+  if (out.tinted && out.shown != UNDERSTUDY_FROM_TARGET) fputs(tints[0], stdout);
+  if (isatty(STDOUT_FILENO) && out.last != '\n') putchar('\n');
+  if (status != UNDERSTUDY_OK || !ust_cli_flush()) return status;
+
+  ust_mode_result result = {.mode = ust_cli_mode(o->mode)};
+  understudy_session_get_stats(session, &result.stats);
+  ust_cli_sha256_finish(&out.sha, result.sha256);
+  print_statistics(&result.stats, result.mode);
+  if (!o->json) return UNDERSTUDY_OK;
+  return ust_cli_write_report(o->json, engine, o->models.model, &o->sampling, &result, 1, true, err);
+}
+
+static int run(const run_options *o, const char *text, size_t length) {
+  understudy_error err = {0};
+  understudy_engine *engine = NULL;
+  understudy_session *session = NULL;
+  ust_cli_catch_signals();
+  understudy_status status = ust_cli_check_output(o->json, &err);
+  if (status == UNDERSTUDY_OK) status = ust_cli_open(&o->models, &engine, &err);
+  if (status == UNDERSTUDY_OK)
+    status = understudy_session_create(engine, ust_cli_mode(o->mode), &o->sampling, &session, &err);
+  if (status == UNDERSTUDY_OK) status = answer(o, engine, session, text, length, &err);
+  understudy_session_close(session);
+  understudy_engine_close(engine);
+  return status == UNDERSTUDY_OK ? UST_EXIT_OK : ust_cli_fail(&err);
+}
+
+int ust_cli_run(int argc, char **argv) {
+  run_options o = {.sampling = {.top_p = 1}, .mode = "staged", .tokens = 256};
+  const ust_option options[] = {
+      UST_OPTIONS_MODEL(&o.models),
+      UST_OPTIONS_DRAFTS(&o.models),
+      UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write [256]"),
+      UST_OPTIONS_SAMPLING(&o.sampling),
+      {UST_CHOICE(
+          "mode", &o.mode, "plain|speculative|staged",
+          "what drafts: nothing, the draft model, or all there is\n[staged]; it changes the speed, never the text")},
+      {UST_TEXT("file", 'f', &o.file, "FILE", "read the prompt from a file ('-': standard input)")},
+      UST_OPTIONS_CONTEXT(&o.models),
+      UST_OPTIONS_MACHINE(&o.models),
+      UST_OPTIONS_JSON(&o.json),
+      {UST_FLAG("color", 0, &o.color,
+                "tint tokens by who found them, as on a terminal\nwithout NO_COLOR: green draft, cyan n-gram, yellow "
+                "context")},
+      UST_OPTIONS_QUIET(&o.quiet),
+      UST_OPTIONS_END,
+  };
+  const ust_cli_help help = {
+      .command = "run",
+      .usage = "run -m TARGET [-d DRAFT] [--ngram FILE] [options] [PROMPT | -f FILE | < FILE]",
+      .about = "Continues the prompt and prints what follows it. Drafts make it faster and never change a byte.",
+      .notes = "An empty prompt starts a text from the model's end-of-text token. A prompt that begins with '-'\n"
+               "goes after '--'. Ctrl-C stops, prints the figures and exits 0.",
+      .example = "understudy run -m gpt2-large/ -d draft.gguf --ngram draft.ngram -n 128 \"def fibonacci(n):\"",
+  };
+  int code;
+  char *text;
+  size_t length;
+  if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
+  if (strcmp(o.mode, "speculative") == 0 && !o.models.draft)
+    return ust_cli_usage("run", "--mode speculative: found no draft, expected one with -d, --draft");
+  if (!ust_cli_text("run", argc, argv, optind, o.file, &text, &length, &code)) return code;
+  ust_cli_set_quiet(o.quiet);
+  code = run(&o, text, length);
+  ust_free(text);
+  return code;
+}

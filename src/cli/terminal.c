@@ -1,0 +1,119 @@
+/* The terminal: progress bars, notes, colour, signals, and the last word on whether stdout could be written.
+ *
+ * A bar is drawn only when stderr is a terminal, redrawn at most twenty times a second, and leaves no trace. */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+
+static volatile sig_atomic_t stop_asked;
+static bool is_quiet;
+static bool bar_standing;
+
+int ust_cli_fail(const understudy_error *err) {
+  ust_cli_progress_clear();
+  if (ust_cli_stopped() && err->status == UNDERSTUDY_ERROR_CANCELLED)
+    fprintf(stderr, "understudy: stopped\n");
+  else
+    fprintf(stderr, "understudy: %s\n", err->message);
+  return UST_EXIT_FAILURE;
+}
+
+void ust_cli_set_quiet(bool quiet) {
+  is_quiet = quiet;
+}
+
+void ust_cli_note(const char *format, ...) {
+  if (is_quiet) return;
+  ust_cli_progress_clear();
+  va_list args;
+  va_start(args, format);
+  vfprintf(stderr, format, args);
+  va_end(args);
+  fputc('\n', stderr);
+}
+
+/* ---- progress ---- */
+
+static int terminal_columns(void) {
+  struct winsize size;
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col : 80;
+}
+
+void ust_cli_progress_clear(void) {
+  if (!bar_standing) return;
+  fputs("\r\033[K", stderr);
+  fflush(stderr);
+  bar_standing = false;
+}
+
+static void draw_bar(const char *what, uint64_t done, uint64_t total) {
+  enum { CELLS = 24 };
+  int percent = total ? (int)(100.0 * (double)UST_MIN(done, total) / (double)total) : 0;
+  int text_room = terminal_columns() - CELLS - 10;
+  char bar[3 * CELLS + 1] = "";
+  if (text_room >= 10)
+    for (int i = 0; i < CELLS; i++) strcat(bar, i * 100 < percent * CELLS ? "━" : " ");
+  fprintf(stderr, "\r\033[K%-.*s %s %3d %%", UST_MAX(text_room, 10), what, bar, percent);
+  fflush(stderr);
+  bar_standing = true;
+}
+
+bool ust_cli_progress(void *user, const char *what, uint64_t done, uint64_t total) {
+  (void)user;
+  static uint64_t last_ns;
+  if (!is_quiet && isatty(STDERR_FILENO)) {
+    uint64_t now = ust_clock_ns();
+    if (done >= total) {
+      ust_cli_progress_clear();
+    } else if (!bar_standing || now - last_ns > 50000000u) {
+      last_ns = now;
+      draw_bar(what, done, total);
+    }
+  }
+  return ust_cli_stopped();
+}
+
+/* ---- signals ---- */
+
+static void ask_to_stop(int signal_number) {
+  (void)signal_number;
+  stop_asked = 1;
+}
+
+void ust_cli_catch_signals(void) {
+  struct sigaction stop = {.sa_handler = ask_to_stop, .sa_flags = (int)SA_RESETHAND};
+  sigemptyset(&stop.sa_mask);
+  sigaction(SIGINT, &stop, NULL);
+  sigaction(SIGTERM, &stop, NULL);
+}
+
+bool ust_cli_stopped(void) {
+  return stop_asked != 0;
+}
+
+/* ---- stdout ---- */
+
+bool ust_cli_color(bool forced) {
+  if (forced) return true;
+  const char *no_color = getenv("NO_COLOR");
+  return isatty(STDOUT_FILENO) && !(no_color && no_color[0]);
+}
+
+bool ust_cli_flush(void) {
+  static int failure; /* the first one: errno does not last */
+  errno = 0;
+  if (fflush(stdout) != 0 || ferror(stdout)) failure = failure ? failure : errno ? errno : EIO;
+  errno = failure;
+  return failure == 0;
+}
+
+int ust_cli_finish(int code) {
+  ust_cli_progress_clear();
+  if (ust_cli_flush()) return code;
+  fprintf(stderr, "understudy: standard output: cannot write: %s\n", strerror(errno));
+  return UST_EXIT_FAILURE;
+}

@@ -1,0 +1,91 @@
+/* understudy train: makes a GPT-2 from a text file; and what it shares with `distill`, which differs by a teacher. */
+#include <math.h>
+#include <unistd.h>
+
+#include "cli/train_options.h"
+
+enum { NOTE_S = 30 /* seconds between lines when there is no terminal */ };
+
+/* A bar on a terminal; elsewhere a line at every held-out measurement and every half minute. */
+static void show_progress(void *user, const ust_train_progress *p) {
+  uint64_t *noted_ns = user, now = ust_clock_ns();
+  int left = (int)p->seconds_left;
+  char text[160];
+  int length = snprintf(text, sizeof text, "step %d/%d  loss %.3f", p->step, p->steps, p->loss);
+  if (!isnan(p->kl)) length += snprintf(text + length, sizeof text - (size_t)length, "  KL %.3f", p->kl);
+  if (!isnan(p->heldout))
+    length += snprintf(text + length, sizeof text - (size_t)length, "  held-out %.3f", p->heldout);
+  snprintf(text + length, sizeof text - (size_t)length, "  %.0f tokens/s  %d:%02d:%02d left", p->tokens_per_s,
+           left / 3600, left / 60 % 60, left % 60);
+  bool terminal = isatty(STDERR_FILENO);
+  if (!isnan(p->heldout) || (!terminal && now - *noted_ns > NOTE_S * 1000000000ull)) {
+    ust_cli_note("%s", text);
+    *noted_ns = now;
+  }
+  if (terminal) ust_cli_progress(NULL, text, (uint64_t)p->step, (uint64_t)p->steps);
+}
+
+static bool asked_to_stop(void *user) {
+  (void)user;
+  return ust_cli_stopped();
+}
+
+static understudy_status choose_kernels(ust_train_cli *cli, understudy_error *err) {
+  ust_isa isa = ust_kernels_best();
+  const char *reason = NULL;
+  if (cli->machine.isa) ust_isa_parse(cli->machine.isa, &isa);
+  cli->options.kernels = ust_kernels_get(isa, &reason);
+  if (!cli->options.kernels)
+    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "--isa %s: %s", ust_isa_name(isa), reason);
+  cli->options.threads = cli->machine.threads ? cli->machine.threads : ust_thread_count();
+  return UNDERSTUDY_OK;
+}
+
+int ust_train_cli_run(ust_train_cli *cli) {
+  understudy_error err;
+  ust_tokenizer *tokenizer = NULL;
+  uint64_t noted_ns = 0;
+  ust_cli_set_quiet(cli->quiet);
+  ust_cli_catch_signals();
+  cli->options.type = ust_cli_type(cli->type);
+  cli->options.progress = show_progress;
+  cli->options.stop = asked_to_stop;
+  cli->options.user = &noted_ns;
+  understudy_status status = choose_kernels(cli, &err);
+  if (status == UNDERSTUDY_OK)
+    status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
+  cli->options.tokenizer = tokenizer;
+  if (status == UNDERSTUDY_OK) status = ust_train(&cli->options, &err);
+  ust_tokenizer_free(tokenizer);
+  ust_cli_progress_clear();
+  if (status == UNDERSTUDY_OK) {
+    ust_cli_note("wrote %s", cli->options.output);
+    return ust_cli_finish(UST_EXIT_OK);
+  }
+  if (status == UNDERSTUDY_ERROR_CANCELLED) { /* where it stopped and how to go on is worth saying */
+    fprintf(stderr, "understudy: %s\n", err.message);
+    return UST_EXIT_FAILURE;
+  }
+  return ust_cli_fail(&err);
+}
+
+int ust_cli_train(int argc, char **argv) {
+  static const ust_cli_help help = {
+      .command = "train",
+      .usage = "train --corpus FILE --tokenizer PATH -o OUT.gguf [options]",
+      .about = "Trains a GPT-2 on a text file whose documents are separated by zero bytes. Stopped or killed, the same\n"
+               "command goes on from the checkpoint with the same bits.",
+      .notes = "Training windows are 256 tokens long and lie at random positions of the context.",
+      .example = "understudy train --corpus train.txt --heldout heldout.txt --tokenizer gpt2/ --steps 1000 "
+                 "--checkpoint run.ckpt -o small.gguf"};
+  ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(320, 10, 5);
+  const ust_option options[] = {
+      UST_TRAIN_CLI_OPTIONS(&cli),
+      {"tokenizer", 0, UST_OPTION_TEXT, &cli.tokenizer, "PATH", "a GGUF file or a Hugging Face directory",
+       .required = true},
+      UST_OPTIONS_END};
+  int code;
+  if (!ust_cli_parse(&help, options, argc, argv, &code) || !ust_cli_no_more("train", argc, argv, optind, &code))
+    return code;
+  return ust_train_cli_run(&cli);
+}

@@ -1,0 +1,311 @@
+/* The AVX2 + FMA level: f32 activations, keys and values; weights widened to f32 in the first-level cache.
+ *
+ * Matrix: panels of 32 output columns, each a run of k-blocks of 32 inputs. A BF16 block is [16 input pairs]
+ * [32 columns][2] bf16 = 2 KiB; a Q8 block is [32] f16 scales, then the same order in int8 = 1088 B.
+ * Keys of a head: [slot/8][head_dim][8 slots] f32; values: [slot][head_dim rounded up to 8] f32.
+ *
+ * Every output is one chain of fused multiply-adds over the inputs in order, so that a row has the same bits in
+ * any company. */
+#include "kernel/kernel.h"
+
+#include <immintrin.h>
+
+typedef float activation;
+static inline activation to_activation(float x) { return x; }
+#include "kernel/rows.h"
+#include "kernel/training.h"
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+enum {
+  BLOCK = 32,                                /* inputs of a block */
+  BF16_BLOCK = BLOCK * UST_PANEL * 2,        /* bytes */
+  Q8_BLOCK = UST_PANEL * 2 + BLOCK * UST_PANEL,
+  CHUNK = 4,                                 /* blocks widened at a time: 16 KiB of f32 */
+  GROUP = 6,                                 /* rows that share one load of the weights */
+  MOST_ROWS = 16 * GROUP                     /* rows that share one widening */
+};
+
+/* ---- matrices ---- */
+
+static int block_count(int cols) { return UST_ROUND_UP(cols, BLOCK) / BLOCK; }
+static size_t block_bytes(ust_format format) { return format == UST_FORMAT_Q8 ? Q8_BLOCK : BF16_BLOCK; }
+
+static size_t matrix_bytes(ust_format format, int rows, int cols) {
+  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / UST_PANEL * (size_t)block_count(cols) * block_bytes(format);
+}
+
+static unsigned char *panel_of(const ust_matrix *m, int panel) {
+  return (unsigned char *)m->data + (size_t)panel * (size_t)block_count(m->cols) * block_bytes(m->format);
+}
+
+/* Where input k of a column lies among the [pair][column][2] values of its block. */
+static inline int place(int k, int column) { return k / 2 * 2 * UST_PANEL + column * 2 + k % 2; }
+
+static void pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
+  for (int r0 = row; r0 < row + count; r0 += UST_PANEL) {
+    int columns = UST_MIN(UST_PANEL, row + count - r0);
+    const float *from = source + (size_t)(r0 - row) * row_stride;
+    for (int b = 0; b < block_count(m->cols); b++) {
+      uint16_t *to = (uint16_t *)(void *)(panel_of(m, r0 / UST_PANEL) + (size_t)b * BF16_BLOCK);
+      int inputs = UST_MIN(BLOCK, m->cols - b * BLOCK);
+      if (inputs < BLOCK || columns < UST_PANEL) memset(to, 0, BF16_BLOCK);
+      for (int k = 0; k < inputs; k++)
+        for (int c = 0; c < columns; c++)
+          to[place(k, c)] = ust_f32_to_bf16(from[(size_t)c * row_stride + (size_t)(b * BLOCK + k) * col_stride]);
+    }
+  }
+}
+
+static void pack_q8(ust_matrix *m, int row, int count, const ust_q8_block *source) {
+  int blocks = block_count(m->cols);
+  for (int r0 = row; r0 < row + count; r0 += UST_PANEL)
+    for (int b = 0; b < blocks; b++) {
+      unsigned char *to = panel_of(m, r0 / UST_PANEL) + (size_t)b * Q8_BLOCK;
+      int columns = UST_MIN(UST_PANEL, row + count - r0), inputs = UST_MIN(BLOCK, m->cols - b * BLOCK);
+      memset(to, 0, Q8_BLOCK);
+      for (int c = 0; c < columns; c++) {
+        const ust_q8_block *block = &source[(size_t)(r0 - row + c) * (size_t)blocks + (size_t)b];
+        ((uint16_t *)(void *)to)[c] = block->scale;
+        for (int k = 0; k < inputs; k++) to[2 * UST_PANEL + place(k, c)] = (unsigned char)block->q[k];
+      }
+    }
+}
+
+static void unpack_row(const ust_matrix *m, int row, float *out) {
+  const unsigned char *panel = panel_of(m, row / UST_PANEL);
+  int column = row % UST_PANEL;
+  for (int k = 0; k < m->cols; k++) {
+    const unsigned char *block = panel + (size_t)(k / BLOCK) * block_bytes(m->format);
+    int at = place(k % BLOCK, column);
+    if (m->format == UST_FORMAT_Q8) {
+      float scale = ust_f16_to_f32(((const uint16_t *)(const void *)block)[column]);
+      out[k] = ust_bf16_to_f32(ust_f32_to_bf16(scale * (float)(int8_t)block[2 * UST_PANEL + at]));
+    } else {
+      out[k] = ust_bf16_to_f32(((const uint16_t *)(const void *)block)[at]);
+    }
+  }
+}
+
+/* ---- matmul ---- */
+
+/* Input pairs of 8 columns -> inputs k and k+1 of those columns. */
+ALWAYS_INLINE void store_pair(__m256i pair, float *even, float *odd) {
+  _mm256_store_ps(even, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
+  _mm256_store_ps(odd, _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xffff0000))));
+}
+
+/* f32 -> the f32 nearest to it among bf16, ties to even. */
+ALWAYS_INLINE __m256 nearest_bf16(__m256 x) {
+  __m256i bits = _mm256_castps_si256(x), low = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  bits = _mm256_add_epi32(bits, _mm256_add_epi32(low, _mm256_set1_epi32(0x7fff)));
+  return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000)));
+}
+
+/* One block -> wide[32 inputs][32 columns]. */
+static void widen_bf16(const unsigned char *block, float *wide) {
+  for (int pair = 0; pair < BLOCK / 2; pair++, wide += 2 * UST_PANEL)
+    for (int c = 0; c < UST_PANEL; c += 8)
+      store_pair(_mm256_load_si256((const void *)(block + pair * 4 * UST_PANEL + c * 4)), wide + c,
+                 wide + UST_PANEL + c);
+}
+
+static void widen_q8(const unsigned char *block, float *wide) {
+  for (int c = 0; c < UST_PANEL; c += 8) {
+    __m256 scale = _mm256_cvtph_ps(_mm_load_si128((const void *)(block + c * 2)));
+    const unsigned char *q = block + 2 * UST_PANEL + c * 2;
+    float *to = wide + c;
+    for (int pair = 0; pair < BLOCK / 2; pair++, q += 2 * UST_PANEL, to += 2 * UST_PANEL) {
+      __m256i both = _mm256_cvtepi8_epi16(_mm_load_si128((const void *)q));
+      __m256 even = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(both, 16), 16));
+      __m256 odd = _mm256_cvtepi32_ps(_mm256_srai_epi32(both, 16));
+      _mm256_store_ps(to, nearest_bf16(_mm256_mul_ps(even, scale)));
+      _mm256_store_ps(to + UST_PANEL, nearest_bf16(_mm256_mul_ps(odd, scale)));
+    }
+  }
+}
+
+/* sums[row][column … column + 8*vectors) += x[row][0 … inputs) wide, for `rows` rows. */
+ALWAYS_INLINE void group_sums(const float *x, size_t x_stride, int rows, const float *wide, int inputs, int vectors,
+                              float (*sums)[UST_PANEL]) {
+  __m256 acc[GROUP][4];
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < vectors; v++) acc[r][v] = _mm256_load_ps(sums[r] + 8 * v);
+  for (int k = 0; k < inputs; k++, wide += UST_PANEL) {
+    __m256 w[4];
+    for (int v = 0; v < vectors; v++) w[v] = _mm256_load_ps(wide + 8 * v);
+    for (int r = 0; r < rows; r++) {
+      __m256 a = _mm256_broadcast_ss(x + (size_t)r * x_stride + k);
+      for (int v = 0; v < vectors; v++) acc[r][v] = _mm256_fmadd_ps(a, w[v], acc[r][v]);
+    }
+  }
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < vectors; v++) _mm256_store_ps(sums[r] + 8 * v, acc[r][v]);
+}
+
+/* One or two rows keep the whole panel in 4 or 8 accumulators, more rows half of it in up to 12. */
+static void rows_sums(const float *x, size_t x_stride, int rows, const float *wide, int inputs,
+                      float (*sums)[UST_PANEL]) {
+  if (rows == 1) {
+    group_sums(x, x_stride, 1, wide, inputs, 4, sums);
+  } else if (rows == 2) {
+    group_sums(x, x_stride, 2, wide, inputs, 4, sums);
+  } else {
+    for (int half = 0; half < 2; half++) {
+      const float *columns = wide + 16 * half;
+      float(*to)[UST_PANEL] = (float(*)[UST_PANEL])(void *)(sums[0] + 16 * half);
+      if (rows == 3)
+        group_sums(x, x_stride, 3, columns, inputs, 2, to);
+      else if (rows == 4)
+        group_sums(x, x_stride, 4, columns, inputs, 2, to);
+      else if (rows == 5)
+        group_sums(x, x_stride, 5, columns, inputs, 2, to);
+      else
+        group_sums(x, x_stride, 6, columns, inputs, 2, to);
+    }
+  }
+}
+
+static void panel_sums(const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
+                       float (*sums)[UST_PANEL]) {
+  float wide[CHUNK * BLOCK * UST_PANEL] __attribute__((aligned(64)));
+  const unsigned char *block = panel_of(w, panel);
+  int blocks = block_count(w->cols);
+  memset(sums, 0, (size_t)rows * sizeof(*sums));
+  for (int b0 = 0; b0 < blocks; b0 += CHUNK) {
+    int count = UST_MIN(CHUNK, blocks - b0);
+    for (int b = 0; b < count; b++, block += block_bytes(w->format)) {
+      if (w->format == UST_FORMAT_Q8)
+        widen_q8(block, wide + b * BLOCK * UST_PANEL);
+      else
+        widen_bf16(block, wide + b * BLOCK * UST_PANEL);
+    }
+    for (int r = 0; r < rows; r += GROUP)
+      rows_sums(x + (size_t)r * x_stride + b0 * BLOCK, x_stride, UST_MIN(GROUP, rows - r), wide, count * BLOCK, sums + r);
+  }
+}
+
+static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
+                   const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+  float sums[MOST_ROWS][UST_PANEL] __attribute__((aligned(64)));
+  for (int p = panel; p < panel_end; p++)
+    for (int r0 = 0; r0 < rows; r0 += MOST_ROWS) {
+      int count = UST_MIN(MOST_ROWS, rows - r0);
+      panel_sums(w, p, (const float *)x + (size_t)r0 * x_stride, x_stride, count, sums);
+      for (int r = 0; r < count; r++)
+        row_finish(sums[r], bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y,
+                   (size_t)(r0 + r) * y_stride + (size_t)p * UST_PANEL);
+    }
+}
+
+/* ---- keys and values ---- */
+
+static inline size_t kv_dim(int head_dim) { return (size_t)UST_ROUND_UP(head_dim, 8); }
+static inline float *key_of(const void *kv, int head_dim, int slot) {
+  return (float *)kv + (size_t)(slot / 8) * 8 * kv_dim(head_dim) + slot % 8;
+}
+static inline float *value_of(const void *kv, int slots, int head_dim, int slot) {
+  return (float *)kv + (size_t)(slots + slot) * kv_dim(head_dim);
+}
+
+static size_t kv_bytes(int slots, int head_dim) { return 2 * (size_t)slots * kv_dim(head_dim) * sizeof(float); }
+
+static void kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
+  float *key = key_of(kv, head_dim, slot);
+  for (int d = 0; d < head_dim; d++) key[d * 8] = k[d];
+  memcpy(value_of(kv, slots, head_dim, slot), v, (size_t)head_dim * sizeof(float));
+}
+
+static void kv_move(void *kv, int slots, int head_dim, int from, int to) {
+  const float *key_from = key_of(kv, head_dim, from);
+  float *key_to = key_of(kv, head_dim, to);
+  for (int d = 0; d < head_dim; d++) key_to[d * 8] = key_from[d * 8];
+  memmove(value_of(kv, slots, head_dim, to), value_of(kv, slots, head_dim, from), (size_t)head_dim * sizeof(float));
+}
+
+/* ---- attention: 4 rows at a time against 16 keys in lanes ---- */
+
+enum { QUERIES = 4 };
+
+static size_t attention_scratch(int rows, int slots, int head_dim) {
+  (void)rows;
+  return (QUERIES * (size_t)UST_ROUND_UP(slots, 32) + kv_dim(head_dim)) * sizeof(float);
+}
+
+/* s[r][slot] = q[r] . key, for slots up to `slot_end` */
+ALWAYS_INLINE void scores(const void *kv, int head_dim, int slot_end, const float *q, size_t q_stride, int rows, float *s,
+                          size_t s_stride) {
+  size_t next = 8 * kv_dim(head_dim);
+  for (int slot = 0; slot < slot_end; slot += 16) {
+    const float *keys = key_of(kv, head_dim, slot);
+    __m256 acc[QUERIES][2];
+    for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+    for (int d = 0; d < head_dim; d++) {
+      __m256 left = _mm256_load_ps(keys + 8 * d), right = _mm256_load_ps(keys + next + 8 * d);
+      for (int r = 0; r < rows; r++) {
+        __m256 a = _mm256_broadcast_ss(q + (size_t)r * q_stride + d);
+        acc[r][0] = _mm256_fmadd_ps(a, left, acc[r][0]);
+        acc[r][1] = _mm256_fmadd_ps(a, right, acc[r][1]);
+      }
+    }
+    for (int r = 0; r < rows; r++) {
+      _mm256_store_ps(s + (size_t)r * s_stride + slot, acc[r][0]);
+      _mm256_store_ps(s + (size_t)r * s_stride + slot + 8, acc[r][1]);
+    }
+  }
+}
+
+/* sum[8*vectors] = sum of p[i] times coordinates of position i's value, in position order */
+ALWAYS_INLINE void add_values(const float *values, size_t dim, const ust_attention_rows *rows, int row, const float *p,
+                              int vectors, float *sum) {
+  __m256 acc[8];
+  for (int v = 0; v < vectors; v++) acc[v] = _mm256_setzero_ps();
+  for (int i = 0; i < rows->keys[row]; i++) {
+    const float *value = values + (size_t)row_slot(rows, row, i) * dim;
+    __m256 weight = _mm256_broadcast_ss(p + i);
+    for (int v = 0; v < vectors; v++) acc[v] = _mm256_fmadd_ps(weight, _mm256_load_ps(value + 8 * v), acc[v]);
+  }
+  for (int v = 0; v < vectors; v++) _mm256_store_ps(sum + 8 * v, acc[v]);
+}
+
+static void attention(const void *kv, int slots, int head_dim, const ust_attention_rows *rows, const float *q,
+                      size_t q_stride, void *out, size_t out_stride, void *scratch) {
+  size_t s_stride = (size_t)UST_ROUND_UP(slots, 32), dim = kv_dim(head_dim);
+  float *s = scratch, *sum = s + QUERIES * s_stride, scale = 1.0f / sqrtf((float)head_dim);
+  const float *values = value_of(kv, slots, head_dim, 0);
+  for (int r0 = 0; r0 < rows->rows; r0 += QUERIES) {
+    int count = UST_MIN(QUERIES, rows->rows - r0), slot_end = 0;
+    for (int r = r0; r < r0 + count; r++) slot_end = UST_MAX(slot_end, row_slot(rows, r, rows->keys[r] - 1) + 1);
+    if (count == QUERIES)
+      scores(kv, head_dim, slot_end, q + (size_t)r0 * q_stride, q_stride, QUERIES, s, s_stride);
+    else
+      for (int r = 0; r < count; r++)
+        scores(kv, head_dim, slot_end, q + (size_t)(r0 + r) * q_stride, q_stride, 1, s + (size_t)r * s_stride, s_stride);
+    for (int r = 0; r < count; r++) {
+      float *row = s + (size_t)r * s_stride;
+      row_order(row, rows, r0 + r);
+      float inverse = 1.0f / row_softmax(row, rows->keys[r0 + r], scale);
+      size_t d = 0;
+      for (; d + 64 <= dim; d += 64) add_values(values + d, dim, rows, r0 + r, row, 8, sum + d);
+      for (; d + 16 <= dim; d += 16) add_values(values + d, dim, rows, r0 + r, row, 2, sum + d);
+      for (; d < dim; d += 8) add_values(values + d, dim, rows, r0 + r, row, 1, sum + d);
+      float *to = (float *)out + (size_t)(r0 + r) * out_stride;
+      for (int i = 0; i < head_dim; i++) to[i] = sum[i] * inverse;
+    }
+  }
+}
+
+void ust_avx2_fill(ust_kernels *table) {
+  rows_fill(table);
+  training_fill(table);
+  table->matrix_bytes = matrix_bytes;
+  table->pack = pack;
+  table->pack_q8 = pack_q8;
+  table->unpack_row = unpack_row;
+  table->matmul = matmul;
+  table->kv_bytes = kv_bytes;
+  table->kv_store = kv_store;
+  table->kv_move = kv_move;
+  table->attention_scratch = attention_scratch;
+  table->attention = attention;
+}

@@ -1,0 +1,162 @@
+/* Layouts the avx512 and amx levels share, as static functions for their two files.
+ *
+ * Matrix: strips of 16 output columns; a strip is a run of k-blocks of 32 inputs. A BF16 block is one AMX tile,
+ * [16 input pairs][16 columns][2] bf16 = 1 KiB. A Q8 block is [16] f16 scales, then the same order in int8 = 544 B.
+ * Keys and values of a head, dim = head_dim rounded up to 32: keys in blocks of 16 slots, [slot/16][dim/2][16][2]
+ * bf16, then values by pairs of slots, [slot/2][dim][2] bf16: both are tiles too. */
+#ifndef UST_KERNEL_BF16_LAYOUT_H
+#define UST_KERNEL_BF16_LAYOUT_H
+
+#include <immintrin.h>
+
+#include "kernel/kernel.h"
+
+enum { STRIP = 16, BLOCK = 32, TILE = 1024, Q8_TILE = 32 + 512 };
+
+static inline int block_count(const ust_matrix *m) { return UST_ROUND_UP(m->cols, BLOCK) / BLOCK; }
+static inline size_t block_bytes(ust_format format) { return format == UST_FORMAT_Q8 ? Q8_TILE : TILE; }
+static inline const char *strip_of(const ust_matrix *m, int strip) {
+  return (const char *)m->data + (size_t)strip * block_count(m) * block_bytes(m->format);
+}
+
+static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {
+  size_t blocks = (size_t)UST_ROUND_UP(cols, BLOCK) / BLOCK;
+  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / STRIP * blocks * block_bytes(format);
+}
+
+/* Two rows of 16 f32 (inputs k and k+1 of 16 columns) -> 16 pairs. */
+static inline __m512i pair_bf16(__m512 even, __m512 odd) {
+  __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+  __m512i e = _mm512_castps_si512(even), o = _mm512_castps_si512(odd);
+  e = _mm512_add_epi32(e, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(e, 16), one)));
+  o = _mm512_add_epi32(o, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(o, 16), one)));
+  return _mm512_or_si512(_mm512_srli_epi32(e, 16), _mm512_and_si512(o, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+static inline __m512 pair_even(__m512i pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)); }
+static inline __m512 pair_odd(__m512i pair) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+static void layout_pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
+  int blocks = block_count(m), last = UST_ROUND_UP(row + count, UST_PANEL);
+  __m512i rows16 = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                      _mm512_set1_epi32((int)row_stride));
+  for (int r = row; r < last; r += STRIP) {
+    int valid = UST_MAX(0, UST_MIN(STRIP, row + count - r));
+    __mmask16 mask = (__mmask16)((1u << valid) - 1);
+    const float *from = source + (size_t)(r - row) * row_stride;
+    char *to = (char *)m->data + (size_t)(r / STRIP) * blocks * TILE;
+    for (int k = 0; k < blocks * BLOCK; k += 2, to += 64) {
+      __m512 value[2];
+      for (int i = 0; i < 2; i++) {
+        const float *column = from + (size_t)(k + i) * col_stride;
+        if (k + i >= m->cols)
+          value[i] = _mm512_setzero_ps();
+        else if (row_stride == 1)
+          value[i] = _mm512_maskz_loadu_ps(mask, column);
+        else
+          value[i] = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, rows16, column, 4);
+      }
+      _mm512_store_si512((void *)to, pair_bf16(value[0], value[1]));
+    }
+  }
+}
+
+static void layout_pack_q8(ust_matrix *m, int row, int count, const ust_q8_block *source) {
+  int blocks = block_count(m), last = UST_ROUND_UP(row + count, UST_PANEL);
+  for (int r = row; r < last; r++)
+    for (int b = 0; b < blocks; b++) {
+      char *to = (char *)m->data + ((size_t)(r / STRIP) * blocks + b) * Q8_TILE;
+      static const ust_q8_block none;
+      const ust_q8_block *block = r < row + count ? &source[(size_t)(r - row) * blocks + b] : &none;
+      ((uint16_t *)(void *)to)[r % STRIP] = block->scale;
+      int8_t *q = (int8_t *)to + 32;
+      for (int k = 0; k < BLOCK; k++)
+        q[(k / 2) * 32 + (r % STRIP) * 2 + k % 2] = b * BLOCK + k < m->cols ? block->q[k] : 0;
+    }
+}
+
+/* 32 int8 (16 columns, one input pair) times their columns' scales, as bf16 pairs. `low` and `high` hold each
+ * scale twice: columns 0-7 and 8-15. */
+static inline void q8_scales(const char *block, __m512 *low, __m512 *high) {
+  __m512 scales = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)block));
+  *low = _mm512_permutexvar_ps(_mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0), scales);
+  *high = _mm512_permutexvar_ps(_mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8), scales);
+}
+
+static void layout_unpack_row(const ust_matrix *m, int row, float *out) {
+  const char *strip = strip_of(m, row / STRIP);
+  int column = row % STRIP;
+  for (int k = 0; k < m->cols; k++) {
+    const char *block = strip + (size_t)(k / BLOCK) * block_bytes(m->format);
+    int at = (k % BLOCK) / 2 * 32 + column * 2 + k % 2;
+    if (m->format == UST_FORMAT_Q8)
+      out[k] = ust_bf16_to_f32(ust_f32_to_bf16(ust_f16_to_f32(((const uint16_t *)(const void *)block)[column]) *
+                                               (float)((const int8_t *)block)[32 + at]));
+    else
+      out[k] = ust_bf16_to_f32(((const uint16_t *)(const void *)block)[at]);
+  }
+}
+
+/* ---- keys and values ---- */
+
+static inline int kv_dim(int head_dim) { return UST_ROUND_UP(head_dim, 32); }
+static inline uint16_t *kv_values(void *kv, int slots, int dim) { return (uint16_t *)kv + (size_t)slots * dim; }
+
+static size_t layout_kv_bytes(int slots, int head_dim) { return 2 * (size_t)slots * kv_dim(head_dim) * 2; }
+
+static void layout_kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
+  int dim = kv_dim(head_dim);
+  uint16_t *key = (uint16_t *)kv + (size_t)(slot / 16) * 16 * dim + (slot % 16) * 2;
+  uint16_t *value = kv_values(kv, slots, dim) + (size_t)(slot / 2) * 2 * dim + slot % 2;
+  for (int d = 0; d < head_dim; d++) {
+    key[(d / 2) * 32 + d % 2] = ust_f32_to_bf16(k[d]);
+    value[d * 2] = ust_f32_to_bf16(v[d]);
+  }
+}
+
+static void layout_kv_move(void *kv, int slots, int head_dim, int from, int to) {
+  int dim = kv_dim(head_dim);
+  uint16_t *keys = kv, *values = kv_values(kv, slots, dim);
+  for (int d = 0; d < dim; d++) {
+    size_t pair = (size_t)(d / 2) * 32 + d % 2;
+    keys[(size_t)(to / 16) * 16 * dim + (to % 16) * 2 + pair] = keys[(size_t)(from / 16) * 16 * dim + (from % 16) * 2 + pair];
+    values[(size_t)(to / 2) * 2 * dim + to % 2 + d * 2] = values[(size_t)(from / 2) * 2 * dim + from % 2 + d * 2];
+  }
+}
+
+/* sum[dim] += p[i] * value of position i, one position after the other from `begin` to `end`. Up to 8 vectors
+ * of 16 coordinates at a time stay in registers. */
+static inline void values_add(const uint16_t *values, int dim, const ust_attention_rows *rows, int row, const float *p,
+                              int begin, int end, float *sum) {
+  for (int d = 0; d < dim; d += 64) {
+    int vectors = UST_MIN(4, (dim - d) / 16);
+    __m512 acc[4];
+    for (int i = 0; i < vectors; i++) acc[i] = _mm512_loadu_ps(sum + d + 16 * i);
+    for (int at = begin; at < end; at++) {
+      int slot = row_slot(rows, row, at);
+      const uint16_t *pairs = values + (size_t)(slot / 2) * 2 * dim + 2 * d;
+      __m512 weight = _mm512_set1_ps(p[at]);
+      if (slot % 2)
+        for (int i = 0; i < vectors; i++)
+          acc[i] = _mm512_fmadd_ps(weight, pair_odd(_mm512_loadu_si512(pairs + 32 * i)), acc[i]);
+      else
+        for (int i = 0; i < vectors; i++)
+          acc[i] = _mm512_fmadd_ps(weight, pair_even(_mm512_loadu_si512(pairs + 32 * i)), acc[i]);
+    }
+    for (int i = 0; i < vectors; i++) _mm512_storeu_ps(sum + d + 16 * i, acc[i]);
+  }
+}
+
+static inline void layout_fill(ust_kernels *table) {
+  table->matrix_bytes = layout_matrix_bytes;
+  table->pack = layout_pack;
+  table->pack_q8 = layout_pack_q8;
+  table->unpack_row = layout_unpack_row;
+  table->kv_bytes = layout_kv_bytes;
+  table->kv_store = layout_kv_store;
+  table->kv_move = layout_kv_move;
+}
+
+#endif

@@ -1,0 +1,177 @@
+/* kernel: everything that does arithmetic on tensors, as one table of functions per instruction-set level.
+ *
+ * Levels: scalar < avx2 < avx512 < amx. The scalar level fills the table, each higher level overlays what it
+ * does better (ust_kernels_get() returns the finished table). All functions are single-threaded and pure; the
+ * caller splits work between threads by output panels, heads or rows, never along a sum. Every function is
+ * row-invariant: row i of M rows has the same bits as the same row alone.
+ *
+ * Shapes: activations are rows of `stride` elements, stride a multiple of 32, the tail past the row's length
+ * holding zeros. An *activation* is the level's own input type of matmul (f32 or bf16: activation_size). */
+#ifndef UST_KERNEL_H
+#define UST_KERNEL_H
+
+#include "base/base.h"
+
+typedef enum ust_isa { UST_ISA_SCALAR, UST_ISA_AVX2, UST_ISA_AVX512, UST_ISA_AMX, UST_ISA_COUNT } ust_isa;
+
+/* How a matrix is kept in memory. Q8 is GGUF's Q8_0: along a row, blocks of 32 int8 with one f16 scale; its
+ * value is defined as bf16(scale * q) at every level, so that Q8 and BF16 share one arithmetic.
+ * F32 exists at the scalar level only (reference tests). */
+typedef enum ust_format { UST_FORMAT_BF16, UST_FORMAT_Q8, UST_FORMAT_F32 } ust_format;
+
+typedef struct ust_q8_block {
+  uint16_t scale; /* f16 */
+  int8_t q[32];
+} ust_q8_block;
+
+enum {
+  UST_PANEL = 32,     /* output columns of one panel, the unit threads divide a matmul into */
+  UST_KV_BLOCK = 32,  /* slots of a KV head come in multiples of this */
+  UST_TREE_DEPTH = 32 /* most keys of a row that may lie outside slot == position */
+};
+
+/* A weight matrix W[rows = outputs, cols = inputs] in the layout of one level; plain data, owned by the caller. */
+typedef struct ust_matrix {
+  ust_format format;
+  int rows, cols;
+  size_t bytes; /* of data: what one pass over it reads */
+  void *data;   /* 64-byte aligned; NULL until allocated */
+} ust_matrix;
+
+typedef enum ust_epilogue {
+  UST_STORE, /* y is f32:        y  = x W^T + bias */
+  UST_ADD,   /* y is f32:        y += x W^T + bias */
+  UST_GELU   /* y is activation: y  = gelu_tanh(x W^T + bias) */
+} ust_epilogue;
+
+/* The keys each row of an attention call sees: position p of row i, 0 <= p < keys[i], lies in slot p when
+ * p < identity[i], else in slot path[i*path_stride + p - identity[i]]. keys[i]-identity[i] <= UST_TREE_DEPTH. */
+typedef struct ust_attention_rows {
+  int rows;
+  const int32_t *keys;     /* [rows] */
+  const int32_t *identity; /* [rows] */
+  const int32_t *path;     /* [rows, path_stride] */
+  int path_stride;
+} ust_attention_rows;
+
+typedef struct ust_kernels {
+  ust_isa isa;
+  const char *name;
+  size_t activation_size; /* bytes of one activation element */
+
+  /* ---- matrices ---- */
+
+  /* Bytes of a matrix's data in this level's layout. */
+  size_t (*matrix_bytes)(ust_format format, int rows, int cols);
+  /* Packs rows [row, row+count) of a BF16 or F32 matrix from f32: element (r, c) of the range is
+   * source[r*row_stride + c*col_stride]. `row` is a multiple of UST_PANEL; so is `count` unless the range
+   * ends the matrix. Padding is written too. Different ranges may be packed by different threads. */
+  void (*pack)(ust_matrix *matrix, int row, int count, const float *source, size_t row_stride, size_t col_stride);
+  /* The same for a Q8 matrix from rows of ceil(cols/32) blocks. */
+  void (*pack_q8)(ust_matrix *matrix, int row, int count, const ust_q8_block *source);
+  /* One row of the matrix as the values matmul multiplies with: cols floats. */
+  void (*unpack_row)(const ust_matrix *matrix, int row, float *out);
+
+  /* For output columns of panels [panel, panel_end): y[rows, …] from x: activation [rows, x_stride].
+   * bias: f32, padded to whole panels, or NULL. y_stride counts elements of y and covers whole panels. */
+  void (*matmul)(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
+                 const float *bias, ust_epilogue epilogue, void *y, size_t y_stride);
+
+  /* ---- rows ---- */
+
+  /* y: activation [stride of n] = (x - mean) / sqrt(variance + epsilon) * gain + bias */
+  void (*layer_norm)(const float *x, const float *gain, const float *bias, int n, float epsilon, void *y);
+  /* y: activation [stride of n] = x */
+  void (*convert)(const float *x, int n, void *y);
+  /* y: activation, y[c*y_stride + r] = x[r*x_stride + c] for r < rows, c < cols */
+  void (*convert_transposed)(const float *x, size_t x_stride, int rows, int cols, void *y, size_t y_stride);
+
+  /* ---- attention: one head ---- */
+
+  /* Bytes of the keys and values of one head, `slots` (a multiple of UST_KV_BLOCK) of them. Zeroed memory is
+   * a valid empty cache; slots never written hold finite values. */
+  size_t (*kv_bytes)(int slots, int head_dim);
+  void (*kv_store)(void *kv, int slots, int head_dim, int slot, const float *k, const float *v);
+  void (*kv_move)(void *kv, int slots, int head_dim, int from, int to);
+  /* out[i] = softmax(q[i] . K / sqrt(head_dim)) V over the row's keys, summed in position order.
+   * q: f32 [rows, q_stride]; out: activation [rows, out_stride]; scratch: attention_scratch() bytes, 64-byte
+   * aligned, one per thread. */
+  size_t (*attention_scratch)(int rows, int slots, int head_dim);
+  void (*attention)(const void *kv, int slots, int head_dim, const ust_attention_rows *rows, const float *q,
+                    size_t q_stride, void *out, size_t out_stride, void *scratch);
+
+  /* Releases per-thread state of the level (AMX tiles); called by every thread at the end of a pass. */
+  void (*release)(void);
+
+  /* ---- training (f32; see kernel/training.h for each one's formula) ---- */
+
+  /* x[n] -> y[n] = gelu_tanh(x) */
+  void (*gelu)(const float *x, float *y, size_t n);
+  /* dx[n] = dy[n] * gelu_tanh'(x[n]); dx may be dy */
+  void (*gelu_backward)(const float *x, const float *dy, float *dx, size_t n);
+  /* f32 layer norm of one row that also keeps mean and 1/deviation */
+  void (*layer_norm_train)(const float *x, const float *gain, const float *bias, int n, float epsilon, float *y,
+                           float *mean, float *rstd);
+  /* dx[n] += …; dgain[n] += …; dbias[n] += … */
+  void (*layer_norm_backward)(const float *x, const float *gain, float mean, float rstd, const float *dy, int n,
+                              float *dx, float *dgain, float *dbias);
+  /* x[n] -> probabilities in place, first `n` of a row of `stride`, the rest zeroed; returns log(sum(exp)) */
+  float (*softmax)(float *x, int n, int stride);
+  /* its gradient: d[n] = p (d - sum(p d)), the rest of d's row zeroed */
+  void (*softmax_backward)(const float *p, float *d, int n, int stride);
+  /* takes n more logits into a running maximum (from -FLT_MAX) and sum of exp(x - maximum) (from 0) */
+  void (*log_sum_exp)(const float *x, int n, float *maximum, float *sum);
+  /* logits x[n] -> scale exp(x - log_sum) */
+  void (*probabilities)(float *x, int n, float log_sum, float scale);
+  /* student logits x[n], teacher logits t[n] -> x = scale (q - weight p); returns sum of p log(p / q) */
+  float (*distill)(float *x, const float *t, int n, float x_log_sum, float t_log_sum, float scale, float weight);
+  /* y[n] += x[n] */
+  void (*add)(const float *x, float *y, size_t n);
+  double (*sum_squares)(const float *x, size_t n);
+  /* one AdamW step on n parameters; decay 0 for gains and biases */
+  void (*adamw)(float *weight, const float *gradient, float *m, float *v, size_t n, float gradient_scale, float rate,
+                float beta1, float beta2, float epsilon, float decay, float correction1, float correction2);
+} ust_kernels;
+
+/* The table of one level; NULL with *reason (a static string, NULL allowed) when this machine or build lacks it. */
+const ust_kernels *ust_kernels_get(ust_isa isa, const char **reason);
+/* The best level of this machine. */
+ust_isa ust_kernels_best(void);
+/* "scalar", … → level; false for an unknown name. */
+bool ust_isa_parse(const char *name, ust_isa *isa);
+const char *ust_isa_name(ust_isa isa);
+
+/* ---- number formats ---- */
+
+static inline float ust_bf16_to_f32(uint16_t h) {
+  union {
+    uint32_t u;
+    float f;
+  } bits = {.u = (uint32_t)h << 16};
+  return bits.f;
+}
+
+/* Round to nearest even; NaN stays NaN. */
+static inline uint16_t ust_f32_to_bf16(float f) {
+  union {
+    float f;
+    uint32_t u;
+  } bits = {.f = f};
+  if ((bits.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits.u >> 16 | 0x40u);
+  return (uint16_t)((bits.u + 0x7fffu + (bits.u >> 16 & 1u)) >> 16);
+}
+
+float ust_f16_to_f32(uint16_t h);
+uint16_t ust_f32_to_f16(float f); /* nearest even */
+
+/* Quantises 32 values to one Q8_0 block: scale = max|x| / 127, stored as f16. */
+void ust_q8_quantize(const float *x, ust_q8_block *block);
+
+/* ---- for the levels' own files ---- */
+
+void ust_scalar_fill(ust_kernels *table);
+void ust_avx2_fill(ust_kernels *table);
+void ust_avx512_fill(ust_kernels *table);
+void ust_amx_fill(ust_kernels *table);
+
+#endif

@@ -1,0 +1,26 @@
+/* gpt2: the model's inside, for the files of this room. */
+#ifndef UST_MODEL_GPT2_H
+#define UST_MODEL_GPT2_H
+
+#include "model/model.h"
+
+typedef struct ust_layer {
+  ust_matrix qkv, output, up, down;
+  float *norm1_gain, *norm1_bias, *qkv_bias, *output_bias, *norm2_gain, *norm2_bias, *up_bias, *down_bias;
+} ust_layer;
+
+struct ust_model {
+  ust_config config;
+  const ust_kernels *kernels;
+  int threads;
+  int width_stride, qkv_stride, hidden_stride; /* row lengths, padded to whole panels */
+  int vocabulary_stride;
+  ust_matrix embedding; /* [vocabulary, width]: token rows, and the output matrix unless `output` exists */
+  ust_matrix output;    /* data NULL: tied to the embedding */
+  float *positions;     /* [context, width] */
+  float *norm_gain, *norm_bias;
+  ust_layer *layers;
+  uint64_t parameters, weight_bytes;
+};
+
+#endif

@@ -1,0 +1,137 @@
+/* gpt2_train: GPT-2 with gradients. Forward and backward pass over a few sequences of equal length at once, f32
+ * master weights, every product through the kernel table.
+ *
+ * A linear layer Y = X W^T makes three products, each "activation rows times packed matrix":
+ *   forward  X . W        W packed                         dX = dY . W^T   W packed transposed
+ *   dW = dY^T . X         dY converted transposed, X packed transposed (inputs are the tokens)
+ * Work is divided between threads by rows, panels or heads and sums of rows over a fixed partition, so that
+ * every result is the same with any number of threads. */
+#ifndef UST_MODEL_GPT2_TRAIN_H
+#define UST_MODEL_GPT2_TRAIN_H
+
+#include "kernel/kernel.h"
+#include "weights/weights.h"
+
+enum {
+  UST_TRAIN_ROWS = 128,   /* rows of a work item: their widest activation stays in the second-level cache */
+  UST_TRAIN_VOCAB = 1024, /* rows of the token matrix whose logits exist at a time */
+  UST_TRAIN_LOGITS = UST_TRAIN_VOCAB + 32, /* stride of them: no power of two, which would crowd few cache sets */
+  UST_TRAIN_QUERIES = 64  /* rows of an attention matrix computed at a time */
+};
+
+/* One parameter tensor, under GGUF's name. */
+typedef struct ust_parameter {
+  char name[40];
+  int rows, cols; /* a vector has rows = 1 */
+  bool matrix;
+  size_t offset; /* in floats, from the start of parameters, gradients and moments alike; a multiple of 16 */
+} ust_parameter;
+
+/* Positions of the tensors in the list: two embeddings, 12 of each layer, two of the last norm. */
+enum { UST_TOKENS, UST_POSITIONS, UST_LAYER };
+enum {
+  UST_NORM1_GAIN, UST_NORM1_BIAS, UST_QKV, UST_QKV_BIAS, UST_OUT, UST_OUT_BIAS,
+  UST_NORM2_GAIN, UST_NORM2_BIAS, UST_UP, UST_UP_BIAS, UST_DOWN, UST_DOWN_BIAS,
+  UST_LAYER_TENSORS
+};
+
+/* A weight matrix as the products need it. */
+typedef struct ust_linear {
+  ust_matrix forward, backward;
+} ust_linear;
+
+/* What a layer's backward pass needs of its forward pass; f32, one row a token. */
+typedef struct ust_kept {
+  float *input, *norm1, *mean1, *rstd1, *qkv, *attention; /* [width], [width], [1], [1], [3 width], [width] */
+  float *middle, *norm2, *mean2, *rstd2, *up, *gelu;      /* [width], [width], [1], [1], [feed_forward] x 2 */
+} ust_kept;
+
+/* Scratch memory of one thread. */
+typedef struct ust_train_scratch {
+  float *wide, *wide2; /* [UST_TRAIN_ROWS, widest] */
+  void *rows;          /* activation [UST_TRAIN_ROWS, widest] */
+  float *head, *square, *square2; /* [window, head_dim], [window, window] x 2 */
+  void *head_rows, *square_rows;  /* activations of the same shapes */
+  ust_matrix matrix;              /* of a head */
+} ust_train_scratch;
+
+typedef struct ust_gpt2_train {
+  ust_config config;
+  const ust_kernels *kernels;
+  ust_format format;
+  int window, window_stride, max_sequences, threads;
+  bool trains; /* has gradients; otherwise layers share one set of activations */
+
+  int parameter_count;
+  ust_parameter *parameters;
+  size_t size; /* floats of all parameters, padding included */
+  float *values, *gradients;
+
+  ust_linear *linears;      /* [layers][4]: qkv, out, up, down */
+  ust_linear *vocabulary;   /* [blocks of UST_TRAIN_VOCAB] */
+  int vocabulary_blocks;
+
+  /* the micro-batch */
+  int sequences, tokens;
+  int32_t *ids, *positions; /* [tokens] */
+  ust_kept *kept;           /* [layers] */
+  float *last, *last_norm, *last_mean, *last_rstd;
+  void *last_rows;   /* activation [tokens, width]: what the token matrix is multiplied with */
+  float *log_sum;    /* [tokens]: log of the sum of exp(logits) */
+  float *loss, *kl;  /* [tokens] */
+
+  /* backward */
+  float *d_stream, *d_norm, *d_qkv, *d_attention, *d_up; /* as their counterparts */
+  float *d_norm_partial;                                 /* [row blocks][2][width] */
+  void *transposed;                                      /* activation [widest, transposed_stride] */
+  size_t transposed_stride;
+  ust_matrix inputs; /* packed transposed inputs, [widest input, tokens] */
+  ust_train_scratch *scratch; /* [threads] */
+
+  void **blocks; /* every allocation */
+  int block_count;
+} ust_gpt2_train;
+
+/* All memory for micro-batches of up to max_sequences sequences of `window` tokens; parameters are zero.
+ * Needs width, feed_forward and head size divisible by 32 and window * sequences too. */
+understudy_status ust_gpt2_train_create(const ust_config *config, const ust_kernels *kernels, ust_format format,
+                                        int window, int max_sequences, int threads, bool trains,
+                                        ust_gpt2_train **model, understudy_error *err);
+void ust_gpt2_train_free(ust_gpt2_train *model);
+
+/* Packs the values; call after every change of them. */
+void ust_gpt2_train_pack(ust_gpt2_train *model);
+
+/* Runs `sequences` windows: ids and absolute positions [sequences * window]. Keeps the activations. */
+void ust_gpt2_train_forward(ust_gpt2_train *model, const int32_t *ids, const int32_t *positions, int sequences);
+/* Cross-entropy with labels[tokens]; returns the sum over tokens (nats), each one's in model->loss. */
+double ust_gpt2_train_loss(ust_gpt2_train *model, const int32_t *labels);
+/* Adds to the gradients those of
+ *   scale * sum over tokens of [(1 - soft) * cross-entropy(label) + soft * KL(teacher || model)].
+ * After forward and loss; `teacher`, NULL when soft is 0, has run forward and loss on the same tokens.
+ * Returns the sum of KL over tokens. */
+double ust_gpt2_train_backward(ust_gpt2_train *model, const int32_t *labels, float scale, float soft,
+                               const ust_gpt2_train *teacher);
+
+/* ---- between the files of gpt2_train ---- */
+
+static inline float *ust_train_value(const ust_gpt2_train *m, int parameter) {
+  return m->values + m->parameters[parameter].offset;
+}
+static inline float *ust_train_gradient(const ust_gpt2_train *m, int parameter) {
+  return m->gradients + m->parameters[parameter].offset;
+}
+static inline int ust_train_layer(int layer, int tensor) { return UST_LAYER + layer * UST_LAYER_TENSORS + tensor; }
+static inline int ust_train_panels(const ust_matrix *w) { return (w->rows + UST_PANEL - 1) / UST_PANEL; }
+
+/* The two below are called by all threads of a parallel region together. */
+
+/* dw[out, in] += dy[tokens, out]^T x[tokens, in]; dbias[out] += column sums of dy */
+void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
+                               float *dbias);
+/* Backward pass of the layers and embeddings from d_stream, the gradient of the last layer's output. */
+void ust_train_layers_backward(ust_gpt2_train *m);
+/* d_stream (zero before) += gradient through a norm of d_norm, dgain, dbias likewise */
+void ust_train_norm_backward(ust_gpt2_train *m, const float *x, const float *mean, const float *rstd, int gain);
+
+#endif

@@ -1,0 +1,52 @@
+/* model: architectures. Forward passes of GPT-2 over a token tree, with its KV cache.
+ *
+ * A model is immutable and shared. A timeline is one text in progress: committed tokens at slots 0 … n-1 of the
+ * KV cache (slot == position), then tree nodes in the slots after them, in the order they were evaluated. */
+#ifndef UST_MODEL_H
+#define UST_MODEL_H
+
+#include "kernel/kernel.h"
+#include "weights/weights.h"
+
+enum { UST_TREE_NODES = 256 }; /* most tree nodes a timeline holds besides committed tokens */
+
+typedef struct ust_model ust_model;
+typedef struct ust_timeline ust_timeline;
+
+/* Reads and packs the weights for `kernels` with `threads` threads. The weights may be closed afterwards. */
+understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *kernels, int threads,
+                                 understudy_progress_fn progress, void *user, ust_model **model,
+                                 understudy_error *err);
+void ust_model_close(ust_model *model);
+
+const ust_config *ust_model_config(const ust_model *model);
+uint64_t ust_model_parameters(const ust_model *model);
+/* Bytes one pass reads: all matrices, without the embedding rows. */
+uint64_t ust_model_weight_bytes(const ust_model *model);
+/* Bytes of keys and values of one position, all layers. */
+uint64_t ust_model_kv_bytes(const ust_model *model);
+/* Arithmetic of one row at a position with `keys` keys. */
+double ust_model_row_flop(const ust_model *model, int keys);
+int ust_model_threads(const ust_model *model);
+
+/* Room for `context` committed tokens plus UST_TREE_NODES; a pass takes at most max_rows rows. */
+understudy_status ust_timeline_create(const ust_model *model, int context, int max_rows, ust_timeline **timeline,
+                                      understudy_error *err);
+void ust_timeline_free(ust_timeline *timeline);
+int ust_timeline_committed(const ust_timeline *timeline);
+int ust_timeline_nodes(const ust_timeline *timeline);
+
+/* One pass over `rows` new tree nodes: tokens[i] hangs under node parents[i] (index among the timeline's nodes,
+ * those of this call counting on from ust_timeline_nodes(); -1: the last committed token). Parents come before
+ * children. logits: f32 [count of wanted rows, ust_model_logit_stride()], the rows for which want[i] (NULL: all),
+ * in order; NULL: none. */
+void ust_model_forward(ust_timeline *timeline, const int32_t *tokens, const int32_t *parents, int rows,
+                       const bool *want, float *logits);
+size_t ust_model_logit_stride(const ust_model *model);
+
+/* Makes the nodes path[0 … count-1] (a chain from the root down) committed and drops all others. */
+void ust_timeline_commit(ust_timeline *timeline, const int32_t *path, int count);
+/* Forgets committed tokens from `count` on, and all nodes. */
+void ust_timeline_truncate(ust_timeline *timeline, int count);
+
+#endif

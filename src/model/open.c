@@ -1,0 +1,201 @@
+/* Opening a GPT-2: every tensor is checked by name and shape before anything is read, then matrices are packed
+ * for the kernel level, a few hundred rows at a time, by all threads. */
+#include <omp.h>
+
+#include "model/gpt2.h"
+
+typedef struct loader {
+  const ust_weights *weights;
+  ust_model *model;
+  understudy_progress_fn progress;
+  void *user;
+  uint64_t done, total; /* matrix rows */
+  understudy_error *err;
+} loader;
+
+static understudy_status find(loader *l, const char *name, uint64_t rows, uint64_t cols, const ust_tensor **tensor) {
+  return ust_weights_find(l->weights, name, rows, cols, tensor, l->err);
+}
+
+static understudy_status load_vector(loader *l, const char *name, int n, float **out) {
+  const ust_tensor *tensor;
+  UST_TRY(find(l, name, 1, (uint64_t)n, &tensor));
+  size_t bytes = (size_t)UST_ROUND_UP(n, UST_PANEL) * sizeof(float);
+  *out = ust_alloc(bytes);
+  if (!*out) return ust_error_memory(l->err, bytes, name);
+  l->model->parameters += (uint64_t)n;
+  return ust_weights_read_rows(l->weights, tensor, 0, 1, *out, l->err);
+}
+
+/* Rows [row, row+count) of a tensor into the matrix. */
+static understudy_status pack_rows(loader *l, const ust_tensor *tensor, ust_matrix *matrix, uint64_t row, uint64_t count,
+                                   void *buffer, understudy_error *err) {
+  const ust_kernels *kernels = l->model->kernels;
+  if (matrix->format == UST_FORMAT_Q8) {
+    UST_TRY(ust_weights_read_q8(l->weights, tensor, row, count, buffer, err));
+    kernels->pack_q8(matrix, (int)row, (int)count, buffer);
+  } else {
+    UST_TRY(ust_weights_read_rows(l->weights, tensor, row, count, buffer, err));
+    kernels->pack(matrix, (int)row, (int)count, buffer, (size_t)matrix->cols, 1);
+  }
+  return UNDERSTUDY_OK;
+}
+
+enum { CHUNK = 8 * UST_PANEL };
+
+/* Q8_0 tensors stay int8; all others become bf16 (f32 at the scalar level, for f32 files). */
+static ust_format format_of(const ust_kernels *kernels, ust_type type) {
+  if (type == UST_TYPE_Q8_0) return UST_FORMAT_Q8;
+  if (type == UST_TYPE_F32 && kernels->isa == UST_ISA_SCALAR) return UST_FORMAT_F32;
+  return UST_FORMAT_BF16;
+}
+
+static understudy_status load_matrix(loader *l, const char *name, int rows, int cols, ust_matrix *matrix) {
+  const ust_tensor *tensor;
+  UST_TRY(find(l, name, (uint64_t)rows, (uint64_t)cols, &tensor));
+  const ust_kernels *kernels = l->model->kernels;
+  ust_format format = format_of(kernels, tensor->type);
+  *matrix = (ust_matrix){.format = format, .rows = rows, .cols = cols};
+  matrix->bytes = kernels->matrix_bytes(format, rows, cols);
+  matrix->data = ust_alloc(matrix->bytes);
+  if (!matrix->data) return ust_error_memory(l->err, matrix->bytes, name);
+  l->model->parameters += (uint64_t)rows * (uint64_t)cols;
+
+  int chunks = (rows + CHUNK - 1) / CHUNK;
+  size_t buffer_bytes = (size_t)CHUNK * (size_t)UST_ROUND_UP(cols, 32) * sizeof(float);
+  understudy_status status = UNDERSTUDY_OK;
+#pragma omp parallel num_threads(l->model->threads)
+  {
+    void *buffer = ust_alloc(buffer_bytes);
+    understudy_error local = {0};
+    understudy_status mine = buffer ? UNDERSTUDY_OK : ust_error_memory(&local, buffer_bytes, name);
+#pragma omp for schedule(dynamic)
+    for (int chunk = 0; chunk < chunks; chunk++) {
+      if (mine != UNDERSTUDY_OK) continue;
+      uint64_t row = (uint64_t)chunk * CHUNK;
+      mine = pack_rows(l, tensor, matrix, row, UST_MIN((uint64_t)CHUNK, (uint64_t)rows - row), buffer, &local);
+    }
+    ust_free(buffer);
+#pragma omp critical(ust_model_open)
+    if (mine != UNDERSTUDY_OK && status == UNDERSTUDY_OK) {
+      status = mine;
+      if (l->err) *l->err = local;
+    }
+  }
+  l->done += (uint64_t)rows;
+  if (status == UNDERSTUDY_OK && l->progress && l->progress(l->user, ust_weights_path(l->weights), l->done, l->total))
+    return ust_error(l->err, UNDERSTUDY_ERROR_CANCELLED, "%s: opening was cancelled", ust_weights_path(l->weights));
+  return status;
+}
+
+static understudy_status load_layer(loader *l, int index, ust_layer *layer) {
+  const ust_config *c = &l->model->config;
+  char name[64];
+#define NAME(part) (snprintf(name, sizeof name, "blk.%d." part, index), name)
+  UST_TRY(load_vector(l, NAME("attn_norm.weight"), c->width, &layer->norm1_gain));
+  UST_TRY(load_vector(l, NAME("attn_norm.bias"), c->width, &layer->norm1_bias));
+  UST_TRY(load_matrix(l, NAME("attn_qkv.weight"), 3 * c->width, c->width, &layer->qkv));
+  UST_TRY(load_vector(l, NAME("attn_qkv.bias"), 3 * c->width, &layer->qkv_bias));
+  UST_TRY(load_matrix(l, NAME("attn_output.weight"), c->width, c->width, &layer->output));
+  UST_TRY(load_vector(l, NAME("attn_output.bias"), c->width, &layer->output_bias));
+  UST_TRY(load_vector(l, NAME("ffn_norm.weight"), c->width, &layer->norm2_gain));
+  UST_TRY(load_vector(l, NAME("ffn_norm.bias"), c->width, &layer->norm2_bias));
+  UST_TRY(load_matrix(l, NAME("ffn_up.weight"), c->feed_forward, c->width, &layer->up));
+  UST_TRY(load_vector(l, NAME("ffn_up.bias"), c->feed_forward, &layer->up_bias));
+  UST_TRY(load_matrix(l, NAME("ffn_down.weight"), c->width, c->feed_forward, &layer->down));
+  UST_TRY(load_vector(l, NAME("ffn_down.bias"), c->width, &layer->down_bias));
+#undef NAME
+  return UNDERSTUDY_OK;
+}
+
+static understudy_status load_all(loader *l) {
+  ust_model *m = l->model;
+  const ust_config *c = &m->config;
+  const ust_tensor *tensor;
+  UST_TRY(load_matrix(l, "token_embd.weight", c->vocabulary, c->width, &m->embedding));
+  UST_TRY(find(l, "position_embd.weight", (uint64_t)c->context, (uint64_t)c->width, &tensor));
+  size_t bytes = (size_t)c->context * (size_t)c->width * sizeof(float);
+  m->positions = ust_alloc(bytes);
+  if (!m->positions) return ust_error_memory(l->err, bytes, "position_embd.weight");
+  UST_TRY(ust_weights_read_rows(l->weights, tensor, 0, (uint64_t)c->context, m->positions, l->err));
+  m->parameters += (uint64_t)c->context * (uint64_t)c->width;
+  m->layers = ust_alloc((size_t)c->layers * sizeof *m->layers);
+  if (!m->layers) return ust_error_memory(l->err, (size_t)c->layers * sizeof *m->layers, "layers");
+  for (int i = 0; i < c->layers; i++) UST_TRY(load_layer(l, i, &m->layers[i]));
+  UST_TRY(load_vector(l, "output_norm.weight", c->width, &m->norm_gain));
+  UST_TRY(load_vector(l, "output_norm.bias", c->width, &m->norm_bias));
+  if (ust_weights_has(l->weights, "output.weight"))
+    UST_TRY(load_matrix(l, "output.weight", c->vocabulary, c->width, &m->output));
+  return UNDERSTUDY_OK;
+}
+
+static uint64_t pass_bytes(const ust_model *m) {
+  uint64_t bytes = m->output.data ? m->output.bytes : m->embedding.bytes;
+  for (int i = 0; i < m->config.layers; i++) {
+    const ust_layer *layer = &m->layers[i];
+    bytes += layer->qkv.bytes + layer->output.bytes + layer->up.bytes + layer->down.bytes;
+    bytes += (9 * (uint64_t)m->config.width + (uint64_t)m->config.feed_forward) * sizeof(float);
+  }
+  return bytes + 2 * (uint64_t)m->config.width * sizeof(float);
+}
+
+understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *kernels, int threads,
+                                 understudy_progress_fn progress, void *user, ust_model **model,
+                                 understudy_error *err) {
+  ust_model *m = ust_alloc(sizeof *m);
+  if (!m) return ust_error_memory(err, sizeof *m, "a model");
+  m->config = *ust_weights_config(weights);
+  m->kernels = kernels;
+  m->threads = threads;
+  const ust_config *c = &m->config;
+  m->width_stride = UST_ROUND_UP(c->width, UST_PANEL);
+  m->qkv_stride = UST_ROUND_UP(3 * c->width, UST_PANEL);
+  m->hidden_stride = UST_ROUND_UP(c->feed_forward, UST_PANEL);
+  m->vocabulary_stride = UST_ROUND_UP(c->vocabulary, UST_PANEL);
+  loader l = {.weights = weights, .model = m, .progress = progress, .user = user, .err = err};
+  l.total = (uint64_t)c->vocabulary + (uint64_t)c->layers * (5 * (uint64_t)c->width + (uint64_t)c->feed_forward);
+  understudy_status status = load_all(&l);
+  if (status != UNDERSTUDY_OK) {
+    ust_model_close(m);
+    return status;
+  }
+  m->weight_bytes = pass_bytes(m);
+  *model = m;
+  return UNDERSTUDY_OK;
+}
+
+void ust_model_close(ust_model *m) {
+  if (!m) return;
+  for (int i = 0; m->layers && i < m->config.layers; i++) {
+    ust_layer *layer = &m->layers[i];
+    void *const parts[] = {layer->qkv.data,    layer->output.data, layer->up.data,      layer->down.data,
+                           layer->norm1_gain,  layer->norm1_bias,  layer->qkv_bias,     layer->output_bias,
+                           layer->norm2_gain,  layer->norm2_bias,  layer->up_bias,      layer->down_bias};
+    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) ust_free(parts[p]);
+  }
+  ust_free(m->layers);
+  ust_free(m->embedding.data);
+  ust_free(m->output.data);
+  ust_free(m->positions);
+  ust_free(m->norm_gain);
+  ust_free(m->norm_bias);
+  ust_free(m);
+}
+
+const ust_config *ust_model_config(const ust_model *m) { return &m->config; }
+uint64_t ust_model_parameters(const ust_model *m) { return m->parameters; }
+uint64_t ust_model_weight_bytes(const ust_model *m) { return m->weight_bytes; }
+int ust_model_threads(const ust_model *m) { return m->threads; }
+size_t ust_model_logit_stride(const ust_model *m) { return (size_t)m->vocabulary_stride; }
+
+uint64_t ust_model_kv_bytes(const ust_model *m) {
+  const ust_config *c = &m->config;
+  size_t block = m->kernels->kv_bytes(UST_KV_BLOCK, c->width / c->heads);
+  return (uint64_t)block / UST_KV_BLOCK * (uint64_t)c->heads * (uint64_t)c->layers;
+}
+
+double ust_model_row_flop(const ust_model *m, int keys) {
+  const ust_config *c = &m->config;
+  double layer = 2.0 * c->width * (4.0 * c->width + 2.0 * c->feed_forward) + 4.0 * c->width * keys;
+  return c->layers * layer + 2.0 * c->width * c->vocabulary;
+}

@@ -1,0 +1,318 @@
+/* The decode loop: grow a tree, one target pass over it, walk it by the target's own choices, commit. Plain
+ * decoding is the tree of one node. */
+#include <math.h>
+
+#include "speculate/decode.h"
+#include "speculate/stages.h"
+
+enum { PROMPT_ROWS = 256 };
+
+struct ust_decoder {
+  ust_decoder_options options;
+  ust_timeline *timeline; /* holds history[0 … count-2]; the last token is the root of the next tree */
+  ust_history history;
+  ust_sampler *sampler;
+  float *logits; /* [UST_TARGET_ROWS, stride] */
+  ust_tree tree;
+  ust_planner planner;
+  ust_text_stage text;
+  ust_draft_stage draft;
+  understudy_stats stats;
+};
+
+/* ---- life ---- */
+
+static understudy_status allocate(ust_decoder *d, understudy_error *err) {
+  const ust_decoder_options *o = &d->options;
+  size_t logits = (size_t)UST_TARGET_ROWS * ust_model_logit_stride(o->target) * sizeof(float);
+  size_t history = (size_t)o->context * sizeof(int32_t);
+  UST_TRY(ust_timeline_create(o->target, o->context, PROMPT_ROWS, &d->timeline, err));
+  UST_TRY(ust_sampler_create(ust_model_config(o->target)->vocabulary, &d->sampler, err));
+  d->logits = ust_alloc(logits);
+  d->history.tokens = ust_alloc(history);
+  if (!d->logits || !d->history.tokens) return ust_error_memory(err, logits + history, "a session");
+  if (o->text) UST_TRY(ust_suffixes_create(o->context, &d->text.suffixes, err));
+  if (o->draft) UST_TRY(ust_draft_create(o->draft, o->context, &d->planner, &d->draft, err));
+  return UNDERSTUDY_OK;
+}
+
+/* Fills a cost curve by timing passes over chains of tokens; the second of two counts, the first warms up. */
+static void measure(ust_timeline *timeline, float *logits, ust_cost *cost, const int *points, int count) {
+  int32_t tokens[UST_TARGET_ROWS] = {0}, parents[UST_TARGET_ROWS];
+  for (int i = 0; i < UST_TARGET_ROWS; i++) parents[i] = i - 1;
+  for (int i = 0; i < count; i++) {
+    double best = INFINITY;
+    for (int repeat = 0; repeat < (i ? 1 : 2); repeat++) {
+      uint64_t start = ust_clock_ns();
+      ust_model_forward(timeline, tokens, parents, points[i], NULL, logits);
+      best = UST_MIN(best, (double)(ust_clock_ns() - start) * 1e-9);
+      ust_timeline_truncate(timeline, 0);
+    }
+    ust_cost_add(cost, points[i], best);
+  }
+}
+
+static void measure_costs(ust_decoder *d) {
+  static const int target_rows[] = {1, 8, 16, 32, 48, 64}, draft_rows[] = {1, 4, 8, 16, 24};
+  int limit = UST_MIN(d->options.context, ust_model_config(d->options.target)->context), count = 6;
+  while (count > 1 && target_rows[count - 1] > limit) count--;
+  measure(d->timeline, d->logits, &d->planner.target_cost, target_rows, count);
+  if (!d->options.draft) return;
+  count = 5;
+  while (count > 1 && draft_rows[count - 1] > ust_model_config(d->options.draft)->context) count--;
+  measure(d->draft.timeline, d->draft.logits, &d->planner.draft_cost, draft_rows, count);
+}
+
+understudy_status ust_decoder_create(const ust_decoder_options *options, ust_decoder **decoder, understudy_error *err) {
+  ust_decoder *d = ust_alloc(sizeof *d);
+  if (!d) return ust_error_memory(err, sizeof *d, "a session");
+  d->options = *options;
+  ust_planner_init(&d->planner);
+  d->text = (ust_text_stage){.ngram = options->ngram, .planner = &d->planner};
+  understudy_status status = allocate(d, err);
+  if (status != UNDERSTUDY_OK) {
+    ust_decoder_free(d);
+    return status;
+  }
+  if (options->draft || options->text) measure_costs(d);
+  *decoder = d;
+  return UNDERSTUDY_OK;
+}
+
+void ust_decoder_free(ust_decoder *d) {
+  if (!d) return;
+  if (d->draft.model) ust_draft_free(&d->draft);
+  ust_suffixes_free(d->text.suffixes);
+  ust_timeline_free(d->timeline);
+  ust_sampler_free(d->sampler);
+  ust_free(d->logits);
+  ust_free(d->history.tokens);
+  ust_free(d);
+}
+
+void ust_decoder_reset(ust_decoder *d, const understudy_sampling *sampling) {
+  if (sampling) d->options.sampling = *sampling;
+  d->history.count = 0;
+  ust_timeline_truncate(d->timeline, 0);
+  if (d->options.text) ust_suffixes_reset(d->text.suffixes);
+  if (d->options.draft) ust_draft_reset(&d->draft);
+}
+
+int ust_decoder_count(const ust_decoder *d) { return d->history.count; }
+
+static void append(ust_decoder *d, int32_t token) {
+  d->history.tokens[d->history.count++] = token;
+  if (d->options.text) ust_suffixes_append(d->text.suffixes, token);
+}
+
+/* ---- prompt ---- */
+
+understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int count, understudy_progress_fn progress,
+                                     void *user, understudy_error *err) {
+  if (count > d->options.context - d->history.count)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "prompt: %d tokens after %d, expected at most %d in all (the context)",
+                     count, d->history.count, d->options.context);
+  uint64_t start = ust_clock_ns();
+  for (int i = 0; i < count; i++) append(d, tokens[i]);
+  int32_t chain[PROMPT_ROWS], parents[PROMPT_ROWS];
+  for (int i = 0; i < PROMPT_ROWS; i++) {
+    chain[i] = i;
+    parents[i] = i - 1;
+  }
+  int last = d->history.count - 1;
+  for (int have = ust_timeline_committed(d->timeline); have < last; have = ust_timeline_committed(d->timeline)) {
+    int rows = UST_MIN(PROMPT_ROWS, last - have);
+    ust_model_forward(d->timeline, d->history.tokens + have, parents, rows, NULL, NULL);
+    ust_timeline_commit(d->timeline, chain, rows);
+    if (progress && progress(user, "prompt", (uint64_t)(have + rows), (uint64_t)last))
+      return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "prompt: cancelled after %d of %d tokens", have + rows, last);
+  }
+  if (d->options.draft && d->history.count <= ust_model_config(d->options.draft)->context)
+    ust_draft_catch_up(&d->draft, &d->history);
+  d->stats.prompt_seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  return UNDERSTUDY_OK;
+}
+
+/* ---- one step ---- */
+
+/* The node of largest reach outside the pass whose parent is in it; -1: none. */
+static int best_leaf(const ust_tree *tree, int deepest) {
+  int best = -1;
+  for (int i = 1; i < tree->count; i++) {
+    const ust_node *n = &tree->nodes[i];
+    if (n->row >= 0 || n->depth > deepest || tree->nodes[n->parent].row < 0) continue;
+    if (best < 0 || n->reach > tree->nodes[best].reach) best = i;
+  }
+  return best;
+}
+
+/* Lets the stages grow the tree, then picks the rows of the target's pass best first: as many as make
+ * expected tokens - rate * seconds largest. Returns their number; nodes[row] is the tree node of a row. */
+static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
+  ust_tree *tree = &d->tree;
+  ust_text_stage *text = d->options.text ? &d->text : NULL;
+  ust_tree_start(tree, d->history.tokens[d->history.count - 1]);
+  tree->nodes[0].row = 0;
+  nodes[0] = 0;
+  if (deepest <= 0 || (!text && !d->options.draft)) return 1;
+  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->options.sampling)) {}
+
+  double rate = ust_planner_rate(&d->planner), expected = 0, best_value = -rate * ust_cost_of(&d->planner.target_cost, 1);
+  int count = 1, best = 1;
+  while (count < UST_TARGET_ROWS) {
+    ust_node *above = &tree->nodes[nodes[count - 1]];
+    if (text && above->draft_node < 0) ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->options.sampling);
+    int node = best_leaf(tree, deepest);
+    if (node < 0) break;
+    tree->nodes[node].row = count;
+    nodes[count++] = node;
+    expected += tree->nodes[node].reach;
+    double value = expected - rate * ust_cost_of(&d->planner.target_cost, count);
+    if (value > best_value) {
+      best_value = value;
+      best = count;
+    }
+  }
+  for (int row = best; row < count; row++) tree->nodes[nodes[row]].row = -1;
+  return best;
+}
+
+static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
+  int32_t tokens[UST_TARGET_ROWS], parents[UST_TARGET_ROWS];
+  for (int row = 0; row < rows; row++) {
+    const ust_node *n = &d->tree.nodes[nodes[row]];
+    tokens[row] = n->token;
+    parents[row] = n->parent < 0 ? -1 : d->tree.nodes[n->parent].row;
+  }
+  uint64_t start = ust_clock_ns();
+  ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
+  double seconds = (double)(ust_clock_ns() - start) * 1e-9;
+  const ust_model *target = d->options.target;
+  int keys = ust_timeline_committed(d->timeline) + rows;
+  d->stats.target_passes++;
+  d->stats.target_rows += (uint64_t)rows;
+  d->stats.target_seconds += seconds;
+  d->stats.bytes += (double)ust_model_weight_bytes(target) + (double)ust_model_kv_bytes(target) * keys;
+  d->stats.flop += rows * ust_model_row_flop(target, keys);
+  ust_cost_observe(&d->planner.target_cost, rows, seconds);
+}
+
+/* Every candidate proposed after `node` was right or wrong: the stages' records learn it. */
+static void learn(ust_decoder *d, int node, int32_t choice) {
+  const ust_tree *tree = &d->tree;
+  bool covered = false;
+  for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling) {
+    const ust_node *n = &tree->nodes[child];
+    bool hit = n->token == choice;
+    if (n->text_cell >= 0) ust_record_observe(&d->planner.text_hits[0][0][0][0] + n->text_cell, hit);
+    if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0] + n->draft_cell, hit);
+    covered = covered || (hit && n->draft_cell >= 0);
+  }
+  if (tree->nodes[node].draft_node >= 0) ust_record_observe(&d->planner.draft_covers, covered);
+}
+
+/* Follows the target's choices from the root. path receives the nodes to commit, root first; tokens what the
+ * target chose after each of them. Returns their number. */
+static int walk(ust_decoder *d, int limit, ust_emit_fn emit, void *user, int32_t *path, int32_t *tokens, bool *end) {
+  int count = 0, node = 0;
+  size_t stride = ust_model_logit_stride(d->options.target);
+  while (node >= 0 && count < limit && !*end) {
+    ust_ranked choice;
+    ust_sampler_rank(d->sampler, &d->options.sampling, d->logits + (size_t)d->tree.nodes[node].row * stride,
+                     (uint64_t)(d->history.count + d->tree.nodes[node].depth), 1, &choice);
+    learn(d, node, choice.token);
+    if (choice.token == d->options.end_token) {
+      *end = true; /* the token before it stays the last */
+      break;
+    }
+    int child = ust_tree_child(&d->tree, node, choice.token);
+    if (child >= 0 && d->tree.nodes[child].row < 0) child = -1;
+    understudy_origin origin = child >= 0 ? d->tree.nodes[child].origin : UNDERSTUDY_FROM_TARGET;
+    path[count] = node;
+    tokens[count++] = choice.token;
+    d->stats.accepted[origin]++;
+    if (emit && emit(user, choice.token, origin)) *end = true;
+    node = child;
+  }
+  return count;
+}
+
+static void commit(ust_decoder *d, const int32_t *path, const int32_t *tokens, int count) {
+  int32_t rows[UST_TREE_DEEPEST + 1];
+  for (int i = 0; i < count; i++) rows[i] = d->tree.nodes[path[i]].row;
+  ust_timeline_commit(d->timeline, rows, count);
+  if (d->options.draft) ust_draft_commit(&d->draft, &d->tree, path, count);
+  for (int i = 0; i < count; i++) append(d, tokens[i]);
+}
+
+ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *user) {
+  int32_t nodes[UST_TARGET_ROWS], path[UST_TREE_DEEPEST + 1], tokens[UST_TREE_DEEPEST + 1];
+  ust_step step = {0};
+  limit = UST_MIN(UST_MIN(limit, UST_TREE_DEEPEST + 1), d->options.context - d->history.count);
+  if (limit <= 0) return (ust_step){.end = true};
+  uint64_t start = ust_clock_ns();
+  int rows = plan(d, limit - 1, nodes);
+  target_pass(d, nodes, rows);
+  step.count = walk(d, limit, emit, user, path, tokens, &step.end);
+  commit(d, path, tokens, step.count);
+  double seconds = (double)(ust_clock_ns() - start) * 1e-9;
+  d->stats.tokens += (uint64_t)step.count;
+  d->stats.seconds += seconds;
+  ust_planner_observe_step(&d->planner, step.count, seconds);
+  return step;
+}
+
+/* ---- statistics and scores ---- */
+
+void ust_decoder_stats(const ust_decoder *d, understudy_stats *stats) {
+  *stats = d->stats;
+  stats->draft_passes = d->draft.passes;
+  stats->draft_rows = d->draft.rows;
+  stats->draft_seconds = d->draft.seconds;
+  stats->bytes += d->draft.bytes;
+  stats->flop += d->draft.flop;
+}
+
+void ust_decoder_reset_stats(ust_decoder *d) {
+  d->stats = (understudy_stats){0};
+  d->draft.passes = d->draft.rows = 0;
+  d->draft.seconds = d->draft.bytes = d->draft.flop = 0;
+}
+
+static float log_probability(const float *logits, int vocabulary, int32_t token) {
+  float most = logits[0];
+  for (int i = 1; i < vocabulary; i++) most = UST_MAX(most, logits[i]);
+  double sum = 0;
+  for (int i = 0; i < vocabulary; i++) sum += exp((double)(logits[i] - most));
+  return (float)((double)(logits[token] - most) - log(sum));
+}
+
+understudy_status ust_decoder_score(ust_decoder *d, const int32_t *tokens, size_t count, float *logprobs,
+                                    understudy_progress_fn progress, void *user, understudy_error *err) {
+  int32_t chain[UST_TARGET_ROWS], parents[UST_TARGET_ROWS];
+  size_t stride = ust_model_logit_stride(d->options.target);
+  int vocabulary = ust_model_config(d->options.target)->vocabulary, threads = ust_model_threads(d->options.target);
+  for (int i = 0; i < UST_TARGET_ROWS; i++) {
+    chain[i] = i;
+    parents[i] = i - 1;
+  }
+  ust_decoder_reset(d, NULL);
+  for (size_t at = 0; at + 1 < count;) {
+    int room = d->options.context - ust_timeline_committed(d->timeline);
+    if (room == 0) {
+      ust_decoder_reset(d, NULL);
+      continue;
+    }
+    int rows = (int)UST_MIN((size_t)UST_MIN(UST_TARGET_ROWS, room), count - 1 - at);
+    ust_model_forward(d->timeline, tokens + at, parents, rows, NULL, d->logits);
+    ust_timeline_commit(d->timeline, chain, rows);
+#pragma omp parallel for num_threads(threads)
+    for (int i = 0; i < rows; i++)
+      logprobs[at + (size_t)i] = log_probability(d->logits + (size_t)i * stride, vocabulary, tokens[at + (size_t)i + 1]);
+    at += (size_t)rows;
+    if (progress && progress(user, "scoring", at, count - 1))
+      return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "scoring: cancelled after %zu of %zu tokens", at, count - 1);
+  }
+  ust_decoder_reset(d, NULL);
+  return UNDERSTUDY_OK;
+}

@@ -1,0 +1,174 @@
+/* The draft model as a stage. Its timeline holds the committed text up to some point; a pass evaluates what text
+ * is missing, then the tree nodes most worth it, and turns each row's logits into children of that node. */
+#include <omp.h>
+
+#include "speculate/stages.h"
+
+enum { CATCH_UP = 64 /* missing text beyond this goes through passes of its own */ };
+
+understudy_status ust_draft_create(const ust_model *model, int context, ust_planner *planner, ust_draft_stage *stage,
+                                   understudy_error *err) {
+  *stage = (ust_draft_stage){.model = model, .planner = planner};
+  int threads = ust_model_threads(model);
+  size_t bytes = (size_t)(UST_DRAFT_ROWS + 1) * ust_model_logit_stride(model) * sizeof(float);
+  understudy_status status = ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context), 256,
+                                                 &stage->timeline, err);
+  stage->logits = ust_alloc(bytes);
+  stage->samplers = ust_alloc((size_t)threads * sizeof *stage->samplers);
+  if (status == UNDERSTUDY_OK && (!stage->logits || !stage->samplers))
+    status = ust_error_memory(err, bytes, "the draft's logits");
+  for (int i = 0; i < threads && status == UNDERSTUDY_OK; i++)
+    status = ust_sampler_create(ust_model_config(model)->vocabulary, &stage->samplers[i], err);
+  if (status != UNDERSTUDY_OK) ust_draft_free(stage);
+  return status;
+}
+
+void ust_draft_free(ust_draft_stage *stage) {
+  for (int i = 0; stage->samplers && i < ust_model_threads(stage->model); i++) ust_sampler_free(stage->samplers[i]);
+  ust_free(stage->samplers);
+  ust_free(stage->logits);
+  ust_timeline_free(stage->timeline);
+  *stage = (ust_draft_stage){0};
+}
+
+void ust_draft_reset(ust_draft_stage *stage) {
+  ust_timeline_truncate(stage->timeline, 0);
+  stage->pending = 0;
+}
+
+static void pass(ust_draft_stage *stage, const int32_t *tokens, const int32_t *parents, int rows, const bool *want,
+                 float *logits) {
+  uint64_t start = ust_clock_ns();
+  int keys = ust_timeline_committed(stage->timeline) + ust_timeline_nodes(stage->timeline) + rows;
+  ust_model_forward(stage->timeline, tokens, parents, rows, want, logits);
+  double seconds = (double)(ust_clock_ns() - start) * 1e-9;
+  stage->passes++;
+  stage->rows += (uint64_t)rows;
+  stage->seconds += seconds;
+  stage->bytes += (double)ust_model_weight_bytes(stage->model) + (double)ust_model_kv_bytes(stage->model) * keys;
+  stage->flop += rows * ust_model_row_flop(stage->model, keys);
+  if (logits) ust_cost_observe(&stage->planner->draft_cost, rows, seconds);
+}
+
+void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
+  int32_t parents[CATCH_UP], path[CATCH_UP];
+  int have = ust_timeline_committed(stage->timeline);
+  while (history->count - 1 - have > 0) {
+    int rows = UST_MIN(CATCH_UP, history->count - 1 - have);
+    for (int i = 0; i < rows; i++) {
+      parents[i] = i - 1;
+      path[i] = i;
+    }
+    pass(stage, history->tokens + have, parents, rows, NULL, NULL);
+    ust_timeline_commit(stage->timeline, path, rows);
+    have += rows;
+  }
+}
+
+/* The unevaluated node of largest reach whose parent is evaluated or about to be; -1: none. */
+static int best_open(const ust_tree *tree, const bool *chosen, int deepest) {
+  int best = -1;
+  for (int i = 0; i < tree->count; i++) {
+    const ust_node *n = &tree->nodes[i];
+    if (n->draft_node >= 0 || chosen[i] || n->depth > deepest) continue;
+    if (n->parent >= 0 && tree->nodes[n->parent].draft_node < 0 && !chosen[n->parent]) continue;
+    if (best < 0 || n->reach > tree->nodes[best].reach) best = i;
+  }
+  return best;
+}
+
+/* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it.
+ * What evaluating a node brings is the chance to get there times the chance that the draft then knows the token. */
+static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
+                  const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
+  const ust_planner *planner = stage->planner;
+  bool chosen[UST_TREE_CAPACITY] = {false};
+  double rate = ust_planner_rate(planner), covers = ust_record_chance(&planner->draft_covers), gain = 0, best_value = 0;
+  int room = UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing;
+  int deepest = ust_model_config(stage->model)->context - history->count - 1, count = 0, best = 0;
+  while (count < UST_MIN(UST_DRAFT_ROWS, room)) {
+    int node = best_open(tree, chosen, deepest);
+    if (node < 0) break;
+    chosen[node] = true;
+    chosen_nodes[count++] = node;
+    gain += tree->nodes[node].reach * covers;
+    double value = gain - rate * ust_cost_of(&planner->draft_cost, missing + count);
+    if (value > best_value) {
+      best_value = value;
+      best = count;
+    }
+    if (text) ust_text_propose(text, tree, node, history, sampling);
+  }
+  return best;
+}
+
+static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const ust_ranked *ranked, int count) {
+  for (int i = 0; i < count; i++) {
+    float gap = i ? ranked[0].score - ranked[i].score : count > 1 ? ranked[0].score - ranked[1].score : 9;
+    const ust_record *record = &stage->planner->draft_hits[i][ust_planner_gap(gap)];
+    int child = ust_tree_child(tree, node, ranked[i].token);
+    if (child < 0) child = ust_tree_add(tree, node, ranked[i].token, 0, UNDERSTUDY_FROM_DRAFT);
+    if (child < 0) return;
+    tree->nodes[child].draft_cell = (int16_t)(record - &stage->planner->draft_hits[0][0]);
+    ust_tree_set_chance(tree, child, ust_record_chance(record));
+  }
+  /* what only the text stage proposed, the draft thinks unlikely */
+  for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling)
+    if (tree->nodes[child].draft_cell < 0) ust_tree_set_chance(tree, child, 0.1f * tree->nodes[child].chance);
+}
+
+bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
+                    const understudy_sampling *sampling) {
+  int32_t nodes[UST_DRAFT_ROWS], tokens[UST_DRAFT_ROWS + CATCH_UP], parents[UST_DRAFT_ROWS + CATCH_UP];
+  bool want[UST_DRAFT_ROWS + CATCH_UP];
+  bool first = tree->nodes[0].draft_node < 0;
+  int behind = history->count - 1 - ust_timeline_committed(stage->timeline);
+  int missing = first ? UST_MIN(behind, CATCH_UP) : 0;
+  int count = choose(stage, text, tree, history, sampling, missing, nodes);
+  if (count == 0) {
+    stage->planner->draft_covers.trials *= 0.98f; /* unused knowledge fades, so that the draft is tried again */
+    stage->planner->draft_covers.hits *= 0.98f;
+    return false;
+  }
+  if (first && behind > CATCH_UP) {
+    ust_draft_catch_up(stage, history);
+    missing = 0;
+  }
+  int base = ust_timeline_nodes(stage->timeline), rows = 0;
+  for (int i = 0; i < missing; i++, rows++) {
+    tokens[rows] = history->tokens[history->count - 1 - missing + i];
+    parents[rows] = i - 1;
+    want[rows] = false;
+  }
+  for (int i = 0; i < count; i++, rows++) {
+    ust_node *n = &tree->nodes[nodes[i]];
+    n->draft_node = base + rows;
+    tokens[rows] = n->token;
+    parents[rows] = n->parent >= 0 ? tree->nodes[n->parent].draft_node : missing - 1;
+    want[rows] = true;
+  }
+  if (first) stage->pending = missing;
+  pass(stage, tokens, parents, rows, want, stage->logits);
+
+  ust_ranked ranked[UST_DRAFT_ROWS][UST_CANDIDATES];
+  int found[UST_DRAFT_ROWS];
+  size_t stride = ust_model_logit_stride(stage->model);
+  uint64_t start = ust_clock_ns();
+#pragma omp parallel for schedule(dynamic) num_threads(ust_model_threads(stage->model))
+  for (int i = 0; i < count; i++)
+    found[i] = ust_sampler_rank(stage->samplers[omp_get_thread_num()], sampling, stage->logits + (size_t)i * stride,
+                                (uint64_t)(history->count + tree->nodes[nodes[i]].depth), UST_CANDIDATES, ranked[i]);
+  for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], ranked[i], found[i]);
+  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  return true;
+}
+
+void ust_draft_commit(ust_draft_stage *stage, const ust_tree *tree, const int32_t *path, int count) {
+  int32_t nodes[CATCH_UP + UST_TREE_DEEPEST + 1];
+  int length = 0;
+  if (count > 0 && tree->nodes[0].draft_node >= 0) {
+    for (; length < stage->pending; length++) nodes[length] = length;
+    for (int i = 0; i < count && tree->nodes[path[i]].draft_node >= 0; i++) nodes[length++] = tree->nodes[path[i]].draft_node;
+  }
+  ust_timeline_commit(stage->timeline, nodes, length);
+}

@@ -1,0 +1,79 @@
+/* Costs, acceptance records and the rate. */
+#include <math.h>
+
+#include "speculate/planner.h"
+
+double ust_cost_of(const ust_cost *cost, int rows) {
+  if (cost->points == 0) return 0;
+  int i = 0;
+  while (i + 1 < cost->points && cost->rows[i + 1] < rows) i++;
+  if (i + 1 == cost->points) return cost->seconds[i] * cost->drift * UST_MAX(1.0, (double)rows / cost->rows[i]);
+  double share = (double)(rows - cost->rows[i]) / (cost->rows[i + 1] - cost->rows[i]);
+  return (cost->seconds[i] + UST_MAX(0.0, share) * (cost->seconds[i + 1] - cost->seconds[i])) * cost->drift;
+}
+
+void ust_cost_add(ust_cost *cost, int rows, double seconds) {
+  assert(cost->points < UST_COST_POINTS);
+  if (cost->points) seconds = UST_MAX(seconds, cost->seconds[cost->points - 1]);
+  cost->rows[cost->points] = rows;
+  cost->seconds[cost->points++] = seconds;
+  cost->drift = 1;
+}
+
+void ust_cost_observe(ust_cost *cost, int rows, double seconds) {
+  double expected = ust_cost_of(cost, rows);
+  if (expected <= 0) return;
+  double ratio = UST_MIN(2.0, UST_MAX(0.5, seconds / expected)); /* one stalled pass must not decide */
+  cost->drift *= pow(ratio, 0.1);
+}
+
+enum { MEMORY = 200, PRIOR_WEIGHT = 4 };
+
+float ust_record_chance(const ust_record *r) {
+  return (r->hits + r->prior * PRIOR_WEIGHT) / (r->trials + PRIOR_WEIGHT);
+}
+
+void ust_record_observe(ust_record *r, bool hit) {
+  r->trials += 1;
+  r->hits += hit;
+  if (r->trials > MEMORY) {
+    r->trials *= 0.5f;
+    r->hits *= 0.5f;
+  }
+}
+
+static const float gap_edges[UST_GAPS - 1] = {0.1f, 0.25f, 0.5f, 0.9f, 1.4f, 2.0f, 3.0f, 4.5f, 7.0f};
+
+int ust_planner_gap(float gap) {
+  int i = 0;
+  while (i < UST_GAPS - 1 && gap > gap_edges[i]) i++;
+  return i;
+}
+
+void ust_planner_init(ust_planner *p) {
+  *p = (ust_planner){0};
+  p->draft_covers.prior = 0.8f;
+  for (int rank = 0; rank < UST_CANDIDATES; rank++)
+    for (int gap = 0; gap < UST_GAPS; gap++) {
+      float edge = gap ? gap_edges[gap - 1] : 0.05f;
+      /* two scores a gap apart: a logistic guess, wrong in detail and soon replaced by what is observed */
+      float ahead = 1 / (1 + expf(-0.8f * edge));
+      p->draft_hits[rank][gap].prior = rank == 0 ? 0.9f * ahead : 0.5f * (1 - ahead) / (float)rank;
+      for (int order = 0; order < UST_ORDERS; order++) {
+        float trust = 0.25f + 0.12f * (float)order;
+        p->text_hits[0][order][rank][gap].prior = rank == 0 ? trust * ahead : 0.3f * (1 - ahead) / (float)rank;
+        p->text_hits[1][order][rank][gap].prior = (rank == 0 ? 0.4f * ahead : 0.3f * (1 - ahead) / (float)rank);
+      }
+    }
+}
+
+double ust_planner_rate(const ust_planner *p) {
+  double plain = ust_cost_of(&p->target_cost, 1);
+  double rate = p->seconds > 0 ? p->tokens / p->seconds : 0;
+  return UST_MAX(rate, plain > 0 ? 1 / plain : 0);
+}
+
+void ust_planner_observe_step(ust_planner *p, int tokens, double seconds) {
+  p->tokens = 0.95 * p->tokens + tokens;
+  p->seconds = 0.95 * p->seconds + seconds;
+}

@@ -1,0 +1,50 @@
+/* planner: what a pass costs, how often a kind of candidate is right, and what a second is worth.
+ *
+ * The aim is the most tokens per second in the long run. By the renewal-reward argument (Dinkelbach's method for
+ * ratios) the best plan at each step is the one with the largest  expected tokens - rate * seconds,  where rate is
+ * the tokens per second reached lately. Every decision here (one more row? one more draft pass?) is that one
+ * comparison; nothing is to be tuned. */
+#ifndef UST_SPECULATE_PLANNER_H
+#define UST_SPECULATE_PLANNER_H
+
+#include "base/base.h"
+
+enum { UST_TARGET_ROWS = 64, UST_DRAFT_ROWS = 24, UST_COST_POINTS = 7, UST_CANDIDATES = 6, UST_GAPS = 10, UST_ORDERS = 5 };
+
+/* Seconds of a pass by rows: measured once at some row counts, straight lines between, times a drift learned
+ * from the passes since. */
+typedef struct ust_cost {
+  int rows[UST_COST_POINTS];
+  double seconds[UST_COST_POINTS];
+  int points;
+  double drift;
+} ust_cost;
+
+double ust_cost_of(const ust_cost *cost, int rows);
+void ust_cost_add(ust_cost *cost, int rows, double seconds); /* rows ascending; a falling cost is taken as flat */
+void ust_cost_observe(ust_cost *cost, int rows, double seconds);
+
+/* How often candidates of one kind were the target's choice; old observations fade. */
+typedef struct ust_record {
+  float trials, hits, prior;
+} ust_record;
+
+float ust_record_chance(const ust_record *record);
+void ust_record_observe(ust_record *record, bool hit);
+
+typedef struct ust_planner {
+  ust_cost target_cost, draft_cost;
+  double tokens, seconds;  /* lately; their ratio is the rate */
+  ust_record draft_covers; /* the target's choice was among the draft's candidates */
+  ust_record draft_hits[UST_CANDIDATES][UST_GAPS];
+  ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order] */
+} ust_planner;
+
+void ust_planner_init(ust_planner *planner);
+/* Tokens a second is worth. */
+double ust_planner_rate(const ust_planner *planner);
+void ust_planner_observe_step(ust_planner *planner, int tokens, double seconds);
+/* The class of a score gap. */
+int ust_planner_gap(float gap);
+
+#endif

@@ -1,0 +1,59 @@
+/* stages: what proposes candidates. A stage grows the tree under given nodes and is told what was committed.
+ *
+ * The chain is  target <- draft stage <- text stage.  The text stage (suffixes of the text so far, the n-gram file)
+ * answers in microseconds; the draft stage is a model whose own tree the text stage drafts, so that one draft pass
+ * evaluates several levels. */
+#ifndef UST_SPECULATE_STAGES_H
+#define UST_SPECULATE_STAGES_H
+
+#include "model/model.h"
+#include "ngram/ngram.h"
+#include "sample/sample.h"
+#include "speculate/planner.h"
+#include "speculate/tree.h"
+
+/* The committed text, root included: tokens[0 … count-1]. */
+typedef struct ust_history {
+  int32_t *tokens;
+  int count;
+} ust_history;
+
+/* ---- text stage ---- */
+
+typedef struct ust_text_stage {
+  const ust_ngram *ngram; /* NULL: none */
+  ust_suffixes *suffixes;
+  ust_planner *planner;
+} ust_text_stage;
+
+/* Adds the children it knows of under `node`, once. */
+void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
+                      const understudy_sampling *sampling);
+
+/* ---- draft stage ---- */
+
+typedef struct ust_draft_stage {
+  ust_timeline *timeline;
+  const ust_model *model;
+  ust_planner *planner;
+  ust_sampler **samplers; /* [threads] */
+  float *logits;
+  int pending; /* committed text not yet in the timeline that the last pass evaluated, root included */
+  uint64_t passes, rows;
+  double seconds, bytes, flop;
+} ust_draft_stage;
+
+understudy_status ust_draft_create(const ust_model *model, int context, ust_planner *planner, ust_draft_stage *stage,
+                                   understudy_error *err);
+void ust_draft_free(ust_draft_stage *stage);
+/* One pass over the nodes most worth evaluating; `text` (NULL: none) drafts below them. Returns false when no
+ * pass is worth its time. */
+bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
+                    const understudy_sampling *sampling);
+/* The nodes path[0 … count-1] of the tree (path[0] the root) were committed. */
+void ust_draft_commit(ust_draft_stage *stage, const ust_tree *tree, const int32_t *path, int count);
+/* The text before history->count - 1 enters the timeline. */
+void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history);
+void ust_draft_reset(ust_draft_stage *stage);
+
+#endif

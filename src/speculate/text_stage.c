@@ -1,0 +1,71 @@
+/* The bottom stage: candidates from the text so far and from the n-gram file, ranked with the noise of the
+ * position they would stand at, as the target will rank its own. */
+#include <math.h>
+
+#include "speculate/stages.h"
+
+/* Orders candidates by log-probability / T plus noise; fills gaps[] (to the second for the first, to the first for
+ * the others). */
+static void rank(ust_ngram_candidate *found, int count, const understudy_sampling *sampling, uint64_t position,
+                 float gaps[UST_CANDIDATES]) {
+  float score[UST_CANDIDATES];
+  float heat = sampling->temperature > 0 ? sampling->temperature : 1;
+  for (int i = 0; i < count; i++) {
+    float own = logf(UST_MAX(found[i].probability, 1e-9f)) / heat;
+    if (sampling->temperature > 0) own += ust_sample_noise(sampling->seed, position, found[i].token);
+    ust_ngram_candidate candidate = found[i];
+    int at = i;
+    for (; at > 0 && score[at - 1] < own; at--) {
+      score[at] = score[at - 1];
+      found[at] = found[at - 1];
+    }
+    score[at] = own;
+    found[at] = candidate;
+  }
+  for (int i = 0; i < count; i++) gaps[i] = i ? score[0] - score[i] : count > 1 ? score[0] - score[1] : 9;
+}
+
+static int gather(const ust_text_stage *stage, const ust_history *history, const int32_t *path, int depth,
+                  ust_ngram_candidate found[UST_CANDIDATES]) {
+  int count = ust_suffixes_candidates(stage->suffixes, path, depth, UST_CANDIDATES / 2, found);
+  if (!stage->ngram) return count;
+  int32_t tail[2] = {-1, -1}; /* the two tokens before the candidate */
+  for (int i = 0; i < 2; i++) {
+    int back = 1 - i; /* 0: the last token */
+    int at = depth - 1 - back;
+    if (at >= 0)
+      tail[i] = path[at];
+    else if (history->count + at >= 0)
+      tail[i] = history->tokens[history->count + at];
+  }
+  ust_ngram_candidate known[UST_CANDIDATES];
+  int more = ust_ngram_candidates(stage->ngram, tail[0], tail[1], UST_CANDIDATES, known);
+  for (int i = 0; i < more && count < UST_CANDIDATES; i++) {
+    bool seen = false;
+    for (int j = 0; j < count; j++) seen = seen || found[j].token == known[i].token;
+    if (!seen) found[count++] = known[i];
+  }
+  return count;
+}
+
+void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
+                      const understudy_sampling *sampling) {
+  if (tree->nodes[node].text_done) return;
+  tree->nodes[node].text_done = true;
+  int32_t path[UST_TREE_DEEPEST];
+  ust_ngram_candidate found[UST_CANDIDATES];
+  float gaps[UST_CANDIDATES];
+  int depth = ust_tree_path(tree, node, path);
+  int count = gather(stage, history, path, depth, found);
+  rank(found, count, sampling, (uint64_t)(history->count + depth), gaps);
+  for (int i = 0; i < count; i++) {
+    int source = found[i].source == UST_SOURCE_FILE, order = UST_MIN(found[i].order, UST_ORDERS - 1);
+    const ust_record *record = &stage->planner->text_hits[source][order][i][ust_planner_gap(gaps[i])];
+    int child = ust_tree_child(tree, node, found[i].token);
+    if (child < 0)
+      child = ust_tree_add(tree, node, found[i].token, ust_record_chance(record),
+                           source ? UNDERSTUDY_FROM_NGRAM : UNDERSTUDY_FROM_CONTEXT);
+    if (child < 0) return;
+    tree->nodes[child].text_cell = (int16_t)(record - &stage->planner->text_hits[0][0][0][0]);
+  }
+}

@@ -1,0 +1,111 @@
+/* Files of a run other than its checkpoint: the finished model as GGUF, the teacher's weights, the loss log. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "train/internal.h"
+
+/* ---- the finished model ---- */
+
+/* Vectors stay f32; so do the positions, which are added and never multiplied. */
+static ust_type export_type(const ust_parameter *p, ust_type type) {
+  return p->matrix && strcmp(p->name, "position_embd.weight") != 0 ? type : UST_TYPE_F32;
+}
+
+understudy_status ust_train_export(const ust_train_run *run, understudy_error *err) {
+  const ust_gpt2_train *m = run->model;
+  const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(run->options->tokenizer);
+  ust_gguf_writer *writer;
+  UST_TRY(ust_gguf_create(run->options->output, &writer, err));
+  ust_gguf_config(writer, &run->config, run->options->type);
+  ust_gguf_texts(writer, "tokenizer.ggml.tokens", vocabulary->tokens, vocabulary->count);
+  if (vocabulary->types) ust_gguf_i32s(writer, "tokenizer.ggml.token_type", vocabulary->types, vocabulary->count);
+  ust_gguf_texts(writer, "tokenizer.ggml.merges", vocabulary->merges, vocabulary->merge_count);
+  for (int i = 0; i < m->parameter_count; i++) {
+    const ust_parameter *p = &m->parameters[i];
+    ust_gguf_declare(writer, p->name, export_type(p, run->options->type), (uint64_t)p->rows, (uint64_t)p->cols);
+  }
+  for (int i = 0; i < m->parameter_count; i++)
+    ust_gguf_rows(writer, m->values + m->parameters[i].offset, (uint64_t)m->parameters[i].rows);
+  return ust_gguf_commit(writer, err);
+}
+
+/* ---- the teacher ---- */
+
+static understudy_status check_teacher(const ust_train_run *run, const ust_config *teacher, understudy_error *err) {
+  const char *path = ust_weights_path(run->options->teacher);
+  if (teacher->vocabulary != run->config.vocabulary)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: vocabulary of %d tokens, expected %d as the tokenizer's",
+                     path, teacher->vocabulary, run->config.vocabulary);
+  if (teacher->context < run->config.context)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: context of %d tokens, expected at least %d", path,
+                     teacher->context, run->config.context);
+  return UNDERSTUDY_OK;
+}
+
+understudy_status ust_train_load_teacher(ust_train_run *run, int max_sequences, understudy_error *err) {
+  const ust_weights *weights = run->options->teacher;
+  const ust_config *config = ust_weights_config(weights);
+  UST_TRY(check_teacher(run, config, err));
+  UST_TRY(ust_gpt2_train_create(config, run->options->kernels, UST_FORMAT_BF16, UST_TRAIN_WINDOW, max_sequences,
+                                run->options->threads, false, &run->teacher, err));
+  ust_gpt2_train *m = run->teacher;
+  for (int i = 0; i < m->parameter_count; i++) {
+    const ust_parameter *p = &m->parameters[i];
+    const ust_tensor *tensor;
+    UST_TRY(ust_weights_find(weights, p->name, (uint64_t)p->rows, (uint64_t)p->cols, &tensor, err));
+    UST_TRY(ust_weights_read_rows(weights, tensor, 0, (uint64_t)p->rows, m->values + p->offset, err));
+  }
+  run->teacher_fingerprint = ust_train_checksum(1, m->values, m->size * sizeof *m->values);
+  ust_gpt2_train_pack(m);
+  return UNDERSTUDY_OK;
+}
+
+/* ---- the log ---- */
+
+static understudy_status log_error(const char *path, understudy_error *err) {
+  return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno ? errno : EIO));
+}
+
+/* Bytes of the lines up to `step`. */
+static size_t kept_lines(const char *text, size_t size, int step) {
+  size_t kept = 0;
+  while (kept < size) {
+    const char *end = memchr(text + kept, '\n', size - kept);
+    if (!end || (kept > 0 && strtol(text + kept, NULL, 10) > step)) break;
+    kept = (size_t)(end + 1 - text);
+  }
+  return kept;
+}
+
+understudy_status ust_train_log_open(const ust_train_run *run, FILE **log, understudy_error *err) {
+  static const char heading[] = "step,loss,kl,heldout,rate,tokens_per_s\n";
+  const char *path = run->options->log;
+  char *old = NULL;
+  size_t size = 0;
+  if (run->step > 0 && access(path, F_OK) == 0) UST_TRY(ust_file_slurp(path, (size_t)1 << 30, &old, &size, err));
+  size_t kept = kept_lines(old, size, run->step);
+  *log = fopen(path, "we");
+  bool good = *log != NULL;
+  if (good) good = kept ? fwrite(old, 1, kept, *log) == kept : fputs(heading, *log) >= 0;
+  ust_free(old);
+  if (good) return UNDERSTUDY_OK;
+  understudy_status status = log_error(path, err);
+  if (*log) fclose(*log);
+  *log = NULL;
+  return status;
+}
+
+static void print_known(FILE *log, double value) {
+  if (!isnan(value)) fprintf(log, "%.6f", value);
+  fputc(',', log);
+}
+
+understudy_status ust_train_log_line(FILE *log, const char *path, const ust_train_progress *p, understudy_error *err) {
+  fprintf(log, "%d,%.6f,", p->step, p->loss);
+  print_known(log, p->kl);
+  print_known(log, p->heldout);
+  fprintf(log, "%.6g,%.0f\n", p->rate, p->tokens_per_s);
+  return fflush(log) == 0 && !ferror(log) ? UNDERSTUDY_OK : log_error(path, err);
+}

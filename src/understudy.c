@@ -1,0 +1,264 @@
+/* The public functions, and the one place where rooms are wired together: an engine is two models, a tokenizer
+ * and an n-gram file; a session is a decoder. */
+#include "kernel/kernel.h"
+#include "model/model.h"
+#include "ngram/ngram.h"
+#include "sample/sample.h"
+#include "speculate/decode.h"
+#include "tokenizer/tokenizer.h"
+#include "weights/weights.h"
+
+struct understudy_engine {
+  const ust_kernels *kernels;
+  int threads, context;
+  ust_model *target, *draft;
+  ust_tokenizer *tokenizer;
+  ust_ngram *ngram;
+  char architecture[32];
+};
+
+struct understudy_session {
+  const understudy_engine *engine;
+  ust_decoder *decoder;
+};
+
+const char *understudy_version(void) { return UNDERSTUDY_VERSION; }
+const char *understudy_best_isa(void) { return ust_isa_name(ust_kernels_best()); }
+void understudy_free(void *memory) { ust_free(memory); }
+
+/* ---- engine ---- */
+
+/* The tokenizer a model file brings: a directory's files or GGUF's metadata. */
+static understudy_status open_tokenizer(const ust_weights *weights, ust_tokenizer **tokenizer, understudy_error *err) {
+  const char *path = ust_weights_path(weights);
+  if (ust_weights_is_directory(weights)) return ust_tokenizer_load(path, tokenizer, err);
+  const ust_config *config = ust_weights_config(weights);
+  ust_vocabulary v = {.bos = config->bos, .eos = config->eos};
+  size_t types = 0;
+  if (!ust_weights_strings(weights, "tokenizer.ggml.tokens", &v.tokens, &v.count) ||
+      !ust_weights_strings(weights, "tokenizer.ggml.merges", &v.merges, &v.merge_count))
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                     "%s: no tokenizer, expected tokenizer.ggml.tokens and tokenizer.ggml.merges", path);
+  if (ust_weights_integers(weights, "tokenizer.ggml.token_type", &v.types, &types) && types != v.count)
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tokenizer.ggml.token_type has %zu entries, expected %zu", path,
+                     types, v.count);
+  return ust_tokenizer_create(&v, path, tokenizer, err);
+}
+
+/* Opens one model and its tokenizer; the vocabularies of both must agree. */
+static understudy_status open_model(const understudy_engine_options *options, const char *path, understudy_engine *engine,
+                                    ust_model **model, ust_tokenizer **tokenizer, understudy_error *err) {
+  ust_weights *weights;
+  UST_TRY(ust_weights_open(path, &weights, err));
+  understudy_status status = open_tokenizer(weights, tokenizer, err);
+  if (status == UNDERSTUDY_OK && ust_tokenizer_vocabulary(*tokenizer)->count > (size_t)ust_weights_config(weights)->vocabulary)
+    status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the tokenizer has %zu tokens, expected at most the model's %d", path,
+                       ust_tokenizer_vocabulary(*tokenizer)->count, ust_weights_config(weights)->vocabulary);
+  if (status == UNDERSTUDY_OK)
+    status = ust_model_open(weights, engine->kernels, engine->threads, options->progress, options->user, model, err);
+  ust_weights_close(weights);
+  return status;
+}
+
+static understudy_status open_draft(const understudy_engine_options *options, understudy_engine *engine, understudy_error *err) {
+  ust_tokenizer *tokenizer = NULL;
+  understudy_status status = open_model(options, options->draft, engine, &engine->draft, &tokenizer, err);
+  if (status == UNDERSTUDY_OK && (ust_tokenizer_fingerprint(tokenizer) != ust_tokenizer_fingerprint(engine->tokenizer) ||
+                                  ust_model_config(engine->draft)->vocabulary != ust_model_config(engine->target)->vocabulary))
+    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: the draft's vocabulary differs, expected that of %s",
+                       options->draft, options->target);
+  ust_tokenizer_free(tokenizer);
+  return status;
+}
+
+static understudy_status choose_kernels(const char *name, const ust_kernels **kernels, understudy_error *err) {
+  ust_isa isa = ust_kernels_best();
+  const char *reason;
+  if (name && !ust_isa_parse(name, &isa))
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "isa: found '%s', expected scalar, avx2, avx512 or amx", name);
+  *kernels = ust_kernels_get(isa, &reason);
+  if (!*kernels) return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "isa: %s cannot run here: %s", name, reason);
+  return UNDERSTUDY_OK;
+}
+
+static understudy_status open_all(const understudy_engine_options *options, understudy_engine *engine, understudy_error *err) {
+  if (!options->target) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "target: found none, expected a model file or directory");
+  if (options->threads < 0 || options->threads > 1024)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "threads: found %d, expected 0 to 1024", options->threads);
+  UST_TRY(choose_kernels(options->isa, &engine->kernels, err));
+  engine->threads = options->threads ? options->threads : ust_thread_count();
+  UST_TRY(open_model(options, options->target, engine, &engine->target, &engine->tokenizer, err));
+  const ust_config *config = ust_model_config(engine->target);
+  engine->context = options->context ? options->context : config->context;
+  if (engine->context < 1 || engine->context > config->context)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "context: found %d, expected 1 to the model's %d", options->context,
+                     config->context);
+  if (options->draft) UST_TRY(open_draft(options, engine, err));
+  if (options->ngram)
+    UST_TRY(ust_ngram_open(options->ngram, config->vocabulary, ust_tokenizer_fingerprint(engine->tokenizer), &engine->ngram, err));
+  snprintf(engine->architecture, sizeof engine->architecture, "%s", config->architecture);
+  return UNDERSTUDY_OK;
+}
+
+static void clear(understudy_error *err) {
+  if (err) *err = (understudy_error){0};
+}
+
+understudy_status understudy_engine_open(const understudy_engine_options *options, understudy_engine **engine,
+                                         understudy_error *err) {
+  clear(err);
+  understudy_engine *e = ust_alloc(sizeof *e);
+  if (!e) return ust_error_memory(err, sizeof *e, "an engine");
+  understudy_status status = open_all(options, e, err);
+  if (status != UNDERSTUDY_OK) {
+    understudy_engine_close(e);
+    return status;
+  }
+  *engine = e;
+  return UNDERSTUDY_OK;
+}
+
+void understudy_engine_close(understudy_engine *e) {
+  if (!e) return;
+  ust_model_close(e->target);
+  ust_model_close(e->draft);
+  ust_tokenizer_free(e->tokenizer);
+  ust_ngram_close(e->ngram);
+  ust_free(e);
+}
+
+void understudy_engine_get_info(const understudy_engine *e, understudy_engine_info *info) {
+  *info = (understudy_engine_info){
+      .isa = e->kernels->name,
+      .threads = e->threads,
+      .context = e->context,
+      .vocabulary = ust_model_config(e->target)->vocabulary,
+      .end_token = ust_tokenizer_vocabulary(e->tokenizer)->eos,
+      .architecture = e->architecture,
+      .parameters = ust_model_parameters(e->target),
+      .weight_bytes = ust_model_weight_bytes(e->target),
+      .draft_parameters = e->draft ? ust_model_parameters(e->draft) : 0,
+      .draft_weight_bytes = e->draft ? ust_model_weight_bytes(e->draft) : 0,
+      .has_draft = e->draft != NULL,
+      .has_ngram = e->ngram != NULL,
+  };
+}
+
+/* ---- text and tokens ---- */
+
+understudy_status understudy_tokenize(const understudy_engine *e, const char *text, size_t length, bool special,
+                                      int32_t **tokens, size_t *count, understudy_error *err) {
+  clear(err);
+  return ust_tokenizer_encode(e->tokenizer, text, length, special, tokens, count, err);
+}
+
+const char *understudy_token_bytes(const understudy_engine *e, int32_t token, size_t *length) {
+  return ust_tokenizer_bytes(e->tokenizer, token, length);
+}
+
+/* ---- session ---- */
+
+understudy_status understudy_session_create(const understudy_engine *e, understudy_mode mode,
+                                            const understudy_sampling *sampling, understudy_session **session,
+                                            understudy_error *err) {
+  clear(err);
+  static const understudy_sampling greedy = {.top_p = 1};
+  if (!sampling) sampling = &greedy;
+  UST_TRY(ust_sampling_check(sampling, err));
+  if (mode == UNDERSTUDY_SPECULATIVE && !e->draft)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: speculative needs a draft model, found none");
+  understudy_session *s = ust_alloc(sizeof *s);
+  if (!s) return ust_error_memory(err, sizeof *s, "a session");
+  ust_decoder_options options = {
+      .target = e->target,
+      .draft = mode == UNDERSTUDY_PLAIN ? NULL : e->draft,
+      .ngram = mode == UNDERSTUDY_STAGED ? e->ngram : NULL,
+      .text = mode == UNDERSTUDY_STAGED,
+      .context = e->context,
+      .end_token = ust_tokenizer_vocabulary(e->tokenizer)->eos,
+      .sampling = *sampling,
+  };
+  s->engine = e;
+  understudy_status status = ust_decoder_create(&options, &s->decoder, err);
+  if (status != UNDERSTUDY_OK) {
+    ust_free(s);
+    return status;
+  }
+  *session = s;
+  return UNDERSTUDY_OK;
+}
+
+void understudy_session_close(understudy_session *s) {
+  if (!s) return;
+  ust_decoder_free(s->decoder);
+  ust_free(s);
+}
+
+understudy_status understudy_session_reset(understudy_session *s, const understudy_sampling *sampling, understudy_error *err) {
+  clear(err);
+  if (sampling) UST_TRY(ust_sampling_check(sampling, err));
+  ust_decoder_reset(s->decoder, sampling);
+  return UNDERSTUDY_OK;
+}
+
+/* Every id inside the vocabulary? */
+static understudy_status check_tokens(const understudy_session *s, const int32_t *tokens, size_t count, understudy_error *err) {
+  int vocabulary = ust_model_config(s->engine->target)->vocabulary;
+  for (size_t i = 0; i < count; i++)
+    if (tokens[i] < 0 || tokens[i] >= vocabulary)
+      return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "token %zu: found id %d, expected 0 to %d", i, tokens[i], vocabulary - 1);
+  return UNDERSTUDY_OK;
+}
+
+understudy_status understudy_session_prompt(understudy_session *s, const int32_t *tokens, size_t count,
+                                            understudy_progress_fn progress, void *user, understudy_error *err) {
+  clear(err);
+  UST_TRY(check_tokens(s, tokens, count, err));
+  size_t held = (size_t)ust_decoder_count(s->decoder), context = (size_t)s->engine->context;
+  if (count > context - held)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "prompt: %zu tokens, expected at most %zu (context %zu, %zu in use)", count,
+                     context - held, context, held);
+  return ust_decoder_prompt(s->decoder, tokens, (int)count, progress, user, err);
+}
+
+/* The caller's token callback and what it needs. */
+typedef struct listener {
+  const ust_tokenizer *tokenizer;
+  understudy_token_fn token;
+  void *user;
+} listener;
+
+static bool emit(void *user, int32_t token, understudy_origin origin) {
+  const listener *l = user;
+  size_t length = 0;
+  const char *bytes = ust_tokenizer_bytes(l->tokenizer, token, &length);
+  return l->token && l->token(l->user, token, bytes ? bytes : "", length, origin);
+}
+
+understudy_status understudy_session_generate(understudy_session *s, int max_tokens, understudy_token_fn token, void *user,
+                                              int *generated, understudy_error *err) {
+  clear(err);
+  int count = 0;
+  if (generated) *generated = 0;
+  if (max_tokens < 0) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "max_tokens: found %d, expected 0 or more", max_tokens);
+  if (ust_decoder_count(s->decoder) == 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "generate: the text is empty, expected at least one prompt token");
+  listener to = {s->engine->tokenizer, token, user};
+  for (bool end = false; !end && count < max_tokens;) {
+    ust_step step = ust_decoder_step(s->decoder, max_tokens - count, emit, &to);
+    count += step.count;
+    end = step.end;
+  }
+  if (generated) *generated = count;
+  return UNDERSTUDY_OK;
+}
+
+void understudy_session_get_stats(const understudy_session *s, understudy_stats *stats) { ust_decoder_stats(s->decoder, stats); }
+void understudy_session_reset_stats(understudy_session *s) { ust_decoder_reset_stats(s->decoder); }
+
+understudy_status understudy_session_score(understudy_session *s, const int32_t *tokens, size_t count, float *logprobs,
+                                           understudy_progress_fn progress, void *user, understudy_error *err) {
+  clear(err);
+  UST_TRY(check_tokens(s, tokens, count, err));
+  return ust_decoder_score(s->decoder, tokens, count, logprobs, progress, user, err);
+}

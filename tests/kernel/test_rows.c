@@ -1,0 +1,294 @@
+/* Row operations of every kernel level against double-precision references: layer norm, conversion to
+ * activations, and the elementwise and row operations of training. */
+#include "kernel/check.h"
+
+#include <float.h>
+
+static int odd_length(void) { return pick(0, 3) ? pick(1, 130) : PICK_OF(256, 320, 321, 1280, 1599); }
+
+static double norm_input(const float *x, int n, double epsilon, double *mean, double *rstd, double *most) {
+  double sum = 0, squares = 0;
+  *most = 0;
+  for (int i = 0; i < n; i++) sum += (double)x[i], *most = fmax(*most, fabs((double)x[i]));
+  *mean = sum / n;
+  for (int i = 0; i < n; i++) squares += ((double)x[i] - *mean) * ((double)x[i] - *mean);
+  return *rstd = 1 / sqrt(squares / n + epsilon);
+}
+
+#define CLOSE(got, want, bound, ...) \
+  do { \
+    double got_ = (got), want_ = (want), bound_ = (bound); \
+    CHECK(fabs(got_ - want_) <= bound_, __VA_ARGS__); \
+  } while (0)
+
+/* ---- activations ---- */
+
+static void layer_norm(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 80; trial++) {
+    int n = odd_length();
+    float *x = fenced_floats((size_t)n), *gain = fenced_floats((size_t)n), *bias = fenced_floats((size_t)n);
+    float offset = uniform(-5, 5), size = ldexpf(1, pick(-6, 6)), epsilon = 1e-5f;
+    fill_uniform(x, (size_t)n, offset - size, offset + size);
+    fill_uniform(gain, (size_t)n, -2, 2);
+    fill_uniform(bias, (size_t)n, -1, 1);
+    int stride = UST_ROUND_UP(n, 32);
+    void *y = fenced((size_t)stride * kernels->activation_size);
+    float *y_train = fenced_floats((size_t)n), *mean_rstd = fenced_floats(2);
+    kernels->layer_norm(x, gain, bias, n, epsilon, y);
+    kernels->layer_norm_train(x, gain, bias, n, epsilon, y_train, mean_rstd, mean_rstd + 1);
+    double mean, rstd, most;
+    norm_input(x, n, (double)epsilon, &mean, &rstd, &most);
+    for (int i = 0; i < n; i++) {
+      double want = ((double)x[i] - mean) * rstd * (double)gain[i] + (double)bias[i];
+      double bound = 1e-6 * (most * rstd + fabs((double)x[i] - mean) * rstd * (1 + most * rstd)) * fabs((double)gain[i]) +
+                     1e-6 * fabs((double)bias[i]);
+      double got = load_activation(kernels, y, (size_t)i);
+      CLOSE(got, want, bound + activation_error(kernels) * fabs(want), "%s: layer_norm of %d, element %d: %.9g, expected %.9g",
+            kernels->name, n, i, got, want);
+      CLOSE(y_train[i], want, bound, "%s: layer_norm_train of %d, element %d", kernels->name, n, i);
+    }
+    CLOSE(mean_rstd[0], mean, 1e-6 * most, "%s: mean of %d", kernels->name, n);
+    CLOSE(mean_rstd[1], rstd, 2e-6 * rstd * (1 + most * rstd), "%s: 1/deviation of %d", kernels->name, n);
+    for (int i = n; i < stride; i++)
+      CHECK(load_activation(kernels, y, (size_t)i) == 0, "%s: layer_norm of %d left its tail", kernels->name, n);
+    fenced_release("layer_norm");
+  }
+}
+LEVEL_TEST(layer_norm)
+
+/* An f32 of any size, now and then a special one. */
+static float any_float(void) {
+  float special[] = {0, -0.0f, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, FLT_MIN, 1.00390625f, 1.01171875f};
+  return pick(0, 9) ? ldexpf(uniform(-2, 2), pick(-100, 100)) : special[pick(0, 8)];
+}
+
+static void convert(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 80; trial++) {
+    int n = odd_length(), stride = UST_ROUND_UP(n, 32);
+    float *x = fenced_floats((size_t)n);
+    for (int i = 0; i < n; i++) x[i] = any_float();
+    void *y = fenced((size_t)stride * kernels->activation_size);
+    kernels->convert(x, n, y);
+    for (int i = 0; i < stride; i++) {
+      float want = i < n ? to_activation_value(kernels, x[i]) : 0, got = load_activation(kernels, y, (size_t)i);
+      CHECK(memcmp(&want, &got, sizeof got) == 0, "%s: convert of %d, element %d: %.9g", kernels->name, n, i, (double)got);
+    }
+    x[0] = NAN;
+    kernels->convert(x, n, y);
+    CHECK(isnan(load_activation(kernels, y, 0)), "%s: convert lost a NaN", kernels->name);
+    fenced_release("convert");
+  }
+}
+LEVEL_TEST(convert)
+
+static void convert_transposed(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 60; trial++) {
+    int rows = pick(1, 100), cols = pick(1, 100);
+    size_t x_stride = (size_t)(cols + pick(0, 40)), y_stride = (size_t)UST_ROUND_UP(rows, 32);
+    float *x = fenced_floats((size_t)(rows - 1) * x_stride + (size_t)cols);
+    for (int r = 0; r < rows; r++)
+      for (int c = 0; c < cols; c++) x[(size_t)r * x_stride + (size_t)c] = any_float();
+    void *y = fenced((size_t)cols * y_stride * kernels->activation_size);
+    kernels->convert_transposed(x, x_stride, rows, cols, y, y_stride);
+    for (int c = 0; c < cols; c++)
+      for (size_t r = 0; r < y_stride; r++) {
+        float want = r < (size_t)rows ? to_activation_value(kernels, x[r * x_stride + (size_t)c]) : 0;
+        float got = load_activation(kernels, y, (size_t)c * y_stride + r);
+        CHECK(memcmp(&want, &got, sizeof got) == 0, "%s: convert_transposed of %d x %d, (%zu, %d): %.9g, expected %.9g",
+              kernels->name, rows, cols, r, c, (double)got, (double)want);
+      }
+    fenced_release("convert_transposed");
+  }
+}
+LEVEL_TEST(convert_transposed)
+
+/* ---- training ---- */
+
+static void gelu(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 60; trial++) {
+    size_t n = (size_t)odd_length();
+    float *x = fenced_floats(n), *y = fenced_floats(n), *dy = fenced_floats(n), *dx = fenced_floats(n);
+    float size = (float[]){0.01f, 1, 5, 30}[pick(0, 3)];
+    fill_uniform(x, n, -size, size);
+    fill_uniform(dy, n, -1, 1);
+    kernels->gelu(x, y, n);
+    kernels->gelu_backward(x, dy, dx, n);
+    for (size_t i = 0; i < n; i++) {
+      double v = x[i], want = gelu_reference(v), u = sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v);
+      double slope = 0.5 * (1 + tanh(u)) +
+                     0.5 * v / (cosh(u) * cosh(u)) * sqrt(2 / 3.14159265358979323846) * (1 + 3 * 0.044715 * v * v);
+      CLOSE(y[i], want, 2e-6 * fmin(1, fabs(v)) + 1e-6 * fabs(want), "%s: gelu(%.9g) = %.9g", kernels->name, v, (double)y[i]);
+      CLOSE(dx[i], (double)dy[i] * slope, 5e-6 * fabs((double)dy[i]), "%s: gelu'(%.9g) * %.9g = %.9g", kernels->name, v,
+            (double)dy[i], (double)dx[i]);
+    }
+    kernels->gelu_backward(x, dy, dy, n);
+    CHECK(memcmp(dx, dy, n * sizeof *dx) == 0, "%s: gelu_backward in place", kernels->name);
+    fenced_release("gelu");
+  }
+}
+LEVEL_TEST(gelu)
+
+static void layer_norm_backward(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 60; trial++) {
+    int n = odd_length();
+    size_t count = (size_t)n;
+    float *x = fenced_floats(count), *gain = fenced_floats(count), *dy = fenced_floats(count), *d[3], *before[3];
+    fill_uniform(x, count, -2, 3);
+    fill_uniform(gain, count, -2, 2);
+    fill_uniform(dy, count, -1, 1);
+    for (int i = 0; i < 3; i++) {
+      d[i] = fenced_floats(count);
+      before[i] = fenced_floats(count);
+      fill_uniform(d[i], count, -1, 1);
+      memcpy(before[i], d[i], count * sizeof(float));
+    }
+    double mean, rstd, most, sum = 0, sum_normal = 0;
+    norm_input(x, n, 1e-5, &mean, &rstd, &most);
+    float mean_f = (float)mean, rstd_f = (float)rstd;
+    kernels->layer_norm_backward(x, gain, mean_f, rstd_f, dy, n, d[0], d[1], d[2]);
+    for (int i = 0; i < n; i++) {
+      double g = (double)dy[i] * (double)gain[i];
+      sum += g;
+      sum_normal += g * ((double)x[i] - (double)mean_f) * (double)rstd_f;
+    }
+    for (int i = 0; i < n; i++) {
+      double normal = ((double)x[i] - (double)mean_f) * (double)rstd_f, g = (double)dy[i] * (double)gain[i];
+      double dx = (double)rstd_f * (g - sum / n - normal * sum_normal / n);
+      CLOSE(d[0][i], (double)before[0][i] + dx, 4e-6 * (1 + (double)rstd_f * (4 + fabs(normal) * 4)),
+            "%s: layer_norm_backward of %d, dx[%d]", kernels->name, n, i);
+      CLOSE(d[1][i], (double)before[1][i] + (double)dy[i] * normal, 1e-6 * (1 + fabs(normal)),
+            "%s: layer_norm_backward of %d, dgain[%d]", kernels->name, n, i);
+      CLOSE(d[2][i], (double)before[2][i] + (double)dy[i], 1e-6, "%s: layer_norm_backward of %d, dbias[%d]", kernels->name, n, i);
+    }
+    fenced_release("layer_norm_backward");
+  }
+}
+LEVEL_TEST(layer_norm_backward)
+
+static double log_sum(const float *x, int n) {
+  double most = -INFINITY, sum = 0;
+  for (int i = 0; i < n; i++) most = fmax(most, (double)x[i]);
+  for (int i = 0; i < n; i++) sum += exp((double)x[i] - most);
+  return most + log(sum);
+}
+
+/* softmax, its gradient, and the pieces of a cross entropy over a split vocabulary */
+static void softmax(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 60; trial++) {
+    int n = odd_length(), stride = UST_ROUND_UP(n, 32), split = pick(0, n);
+    size_t count = (size_t)n;
+    float size = (float[]){0.1f, 5, 30}[pick(0, 2)], offset = uniform(-20, 20), scale = uniform(0.1f, 2);
+    float *x = fenced_floats((size_t)stride), *logits = fenced_floats(count), *d = fenced_floats((size_t)stride);
+    float *gradient = fenced_floats(count), *again = fenced_floats(count);
+    fill_uniform(logits, count, offset - size, offset + size);
+    fill_uniform(gradient, count, -1, 1);
+    memcpy(x, logits, count * sizeof(float));
+    memcpy(again, logits, count * sizeof(float));
+    memcpy(d, gradient, count * sizeof(float));
+    double want_log = log_sum(logits, n), dot = 0, rounding = 2e-6 + 3e-7 * (double)(size + fabsf(offset));
+    float got_log = kernels->softmax(x, n, stride), maximum = -FLT_MAX, sum = 0;
+    CLOSE(got_log, want_log, 2e-6 * (1 + fabs(want_log)), "%s: softmax of %d: log(sum) %.9g", kernels->name, n, (double)got_log);
+    kernels->softmax_backward(x, d, n, stride);
+    kernels->log_sum_exp(logits, split, &maximum, &sum);
+    kernels->log_sum_exp(logits + split, n - split, &maximum, &sum);
+    CLOSE((double)maximum + log((double)sum), want_log, 2e-6 * (1 + fabs(want_log)), "%s: log_sum_exp of %d + %d", kernels->name,
+          split, n - split);
+    kernels->probabilities(again, n, (float)want_log, scale);
+    for (int i = 0; i < n; i++) dot += exp((double)logits[i] - want_log) * (double)gradient[i];
+    for (int i = 0; i < stride; i++) {
+      double p = i < n ? exp((double)logits[i] - want_log) : 0;
+      CLOSE(x[i], p, p * rounding + 1e-30, "%s: softmax of %d, element %d", kernels->name, n, i);
+      CLOSE(d[i], i < n ? p * ((double)gradient[i] - dot) : 0, p * 4 * rounding + 1e-30, "%s: softmax_backward of %d, element %d",
+            kernels->name, n, i);
+      if (i < n) CLOSE(again[i], (double)scale * p, (double)scale * p * rounding + 1e-30, "%s: probabilities of %d, element %d", kernels->name, n, i);
+    }
+    fenced_release("softmax");
+  }
+}
+LEVEL_TEST(softmax)
+
+static void distill(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 60; trial++) {
+    int n = odd_length();
+    size_t count = (size_t)n;
+    float *x = fenced_floats(count), *t = fenced_floats(count), *before = fenced_floats(count);
+    fill_uniform(x, count, -8, 8);
+    fill_uniform(t, count, -8, 8);
+    memcpy(before, x, count * sizeof(float));
+    float x_log = (float)log_sum(x, n), t_log = (float)log_sum(t, n), scale = uniform(0.1f, 1), weight = uniform(0.1f, 1);
+    double got = kernels->distill(x, t, n, x_log, t_log, scale, weight), divergence = 0, sum_abs = 0;
+    for (int i = 0; i < n; i++) {
+      double log_q = (double)before[i] - (double)x_log, log_p = (double)t[i] - (double)t_log;
+      divergence += exp(log_p) * (log_p - log_q);
+      sum_abs += exp(log_p) * (1 + fabs(log_p - log_q));
+      double want = (double)scale * (exp(log_q) - (double)weight * exp(log_p));
+      CLOSE(x[i], want, 1e-5 * (exp(log_q) + exp(log_p)), "%s: distill of %d, element %d", kernels->name, n, i);
+    }
+    CLOSE(got, divergence, 1e-5 * sum_abs, "%s: distill of %d: divergence %.9g, expected %.9g", kernels->name, n, got, divergence);
+    fenced_release("distill");
+  }
+}
+LEVEL_TEST(distill)
+
+static void sums(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 40; trial++) {
+    size_t n = trial % 8 ? (size_t)odd_length() : (size_t)pick(4000, 13000);
+    float *x = fenced_floats(n), *y = fenced_floats(n), *before = fenced_floats(n);
+    fill_uniform(x, n, -3, 3);
+    fill_uniform(y, n, -3, 3);
+    memcpy(before, y, n * sizeof(float));
+    double want = 0, got = kernels->sum_squares(x, n);
+    kernels->add(x, y, n);
+    for (size_t i = 0; i < n; i++) {
+      want += (double)x[i] * (double)x[i];
+      CHECK(y[i] == before[i] + x[i], "%s: add of %zu, element %zu", kernels->name, n, i);
+    }
+    CLOSE(got, want, 2e-6 * want, "%s: sum_squares of %zu: %.9g, expected %.9g", kernels->name, n, got, want);
+    fenced_release("sums");
+  }
+}
+LEVEL_TEST(sums)
+
+static void adamw(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 40; trial++) {
+    size_t n = (size_t)odd_length();
+    float *w = fenced_floats(n), *g = fenced_floats(n), *m = fenced_floats(n), *v = fenced_floats(n), *old[3];
+    fill_uniform(w, n, -1, 1);
+    fill_uniform(g, n, -1, 1);
+    fill_uniform(m, n, -0.1f, 0.1f);
+    fill_uniform(v, n, 0, 0.1f);
+    for (int i = 0; i < 3; i++) memcpy(old[i] = fenced_floats(n), (float *[]){w, m, v}[i], n * sizeof(float));
+    float scale = uniform(0.1f, 1), rate = 1e-3f, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, decay = pick(0, 1) ? 0.1f : 0;
+    float correction1 = 1 - powf(beta1, 3), correction2 = 1 - powf(beta2, 3);
+    kernels->adamw(w, g, m, v, n, scale, rate, beta1, beta2, epsilon, decay, correction1, correction2);
+    for (size_t i = 0; i < n; i++) {
+      double grad = (double)g[i] * (double)scale;
+      double first = (double)beta1 * (double)old[1][i] + (1 - (double)beta1) * grad;
+      double second = (double)beta2 * (double)old[2][i] + (1 - (double)beta2) * grad * grad;
+      double step = first / (double)correction1 / (sqrt(second / (double)correction2) + (double)epsilon);
+      double want = (double)old[0][i] - (double)rate * (step + (double)decay * (double)old[0][i]);
+      CLOSE(m[i], first, 1e-6 * (fabs((double)old[1][i]) + fabs(grad)), "%s: adamw of %zu, m[%zu]", kernels->name, n, i);
+      CLOSE(v[i], second, 1e-6 * second + 1e-12, "%s: adamw of %zu, v[%zu]", kernels->name, n, i);
+      CLOSE(w[i], want, 2e-7 * fabs(want) + 5e-6 * (double)rate * (1 + fabs(step)), "%s: adamw of %zu, weight[%zu]: %.9g, expected %.9g",
+            kernels->name, n, i, (double)w[i], want);
+    }
+    fenced_release("adamw");
+  }
+}
+LEVEL_TEST(adamw)
+
+int main(int argc, char **argv) {
+  start(argc, argv);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(layer_norm_every_level),
+      cmocka_unit_test(convert_every_level),
+      cmocka_unit_test(convert_transposed_every_level),
+      cmocka_unit_test(gelu_every_level),
+      cmocka_unit_test(layer_norm_backward_every_level),
+      cmocka_unit_test(softmax_every_level),
+      cmocka_unit_test(distill_every_level),
+      cmocka_unit_test(sums_every_level),
+      cmocka_unit_test(adamw_every_level),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
