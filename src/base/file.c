@@ -102,8 +102,14 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
     ust_writer_abandon(writer);
     return ust_error_memory(err, length, "a path");
   }
+  struct stat info;
+  bool in_place = stat(path, &info) == 0 && !S_ISREG(info.st_mode); /* a device or pipe must not be replaced */
   snprintf(writer->temporary, length, "%s.%d.tmp", path, (int)getpid());
-  writer->stream = fopen(writer->temporary, "wbe");
+  writer->stream = fopen(in_place ? path : writer->temporary, "wbe");
+  if (writer->stream && in_place) {
+    free(writer->temporary);
+    writer->temporary = NULL;
+  }
   if (!writer->stream) {
     int code = errno;
     free(writer->temporary);
@@ -124,9 +130,10 @@ understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err) {
   FILE *stream = writer->stream;
   int failure = writer->failure;
   writer->stream = NULL;
-  if (!failure && (fflush(stream) != 0 || fsync(fileno(stream)) != 0)) failure = errno;
+  if (!failure && fflush(stream) != 0) failure = errno;
+  if (!failure && writer->temporary && fsync(fileno(stream)) != 0) failure = errno;
   if (fclose(stream) != 0 && !failure) failure = errno;
-  if (!failure && rename(writer->temporary, writer->path) != 0) failure = errno;
+  if (!failure && writer->temporary && rename(writer->temporary, writer->path) != 0) failure = errno;
   understudy_status status = UNDERSTUDY_OK;
   if (failure) {
     status = io_error(err, writer->path, "write", failure);

@@ -52,9 +52,13 @@ static bool keep_token(void *user, int32_t token, const char *bytes, size_t leng
   return ust_cli_stopped();
 }
 
-static understudy_status write_one(bench *b, lane *l, const int32_t *tokens, size_t count, understudy_error *err) {
+static understudy_status write_one(bench *b, lane *l, size_t index, const int32_t *tokens, size_t count,
+                                   understudy_error *err) {
   UST_TRY(understudy_session_reset(l->session, NULL, err));
-  UST_TRY(understudy_session_prompt(l->session, tokens, count, NULL, NULL, err));
+  understudy_error inner = {0};
+  understudy_status status = understudy_session_prompt(l->session, tokens, count, NULL, NULL, &inner);
+  if (status != UNDERSTUDY_OK)
+    return ust_error(err, status, "%s: number %zu: %s", b->options->prompts, index + 1, inner.message);
   l->count = 0;
   UST_TRY(understudy_session_generate(l->session, b->options->tokens, keep_token, l, NULL, err));
   if (l->out_of_memory) return ust_error_memory(err, l->capacity * sizeof *l->tokens, "generated tokens");
@@ -75,12 +79,12 @@ static understudy_status bench_prompt(bench *b, size_t index, understudy_error *
   UST_TRY(understudy_tokenize(b->engine, prompt->data, prompt->size, false, &tokens, &count, err));
   understudy_status status = UNDERSTUDY_OK;
   if (count == 0 && start < 0)
-    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: prompt %zu is empty, expected some text",
+    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: an empty prompt, expected some text",
                        b->options->prompts, index + 1);
   for (int i = 0; i < b->lane_count && status == UNDERSTUDY_OK; i++) {
     ust_cli_progress(NULL, "benchmarking", index * (size_t)b->lane_count + (size_t)i,
                      b->prompts.count * (size_t)b->lane_count);
-    status = write_one(b, &b->lanes[i], count ? tokens : &start, count ? count : 1, err);
+    status = write_one(b, &b->lanes[i], index, count ? tokens : &start, count ? count : 1, err);
   }
   understudy_free(tokens);
   bool same = true;

@@ -73,8 +73,8 @@ int ust_cli_train(int argc, char **argv) {
   static const ust_cli_help help = {
       .command = "train",
       .usage = "train --corpus FILE --tokenizer PATH -o OUT.gguf [options]",
-      .about = "Trains a GPT-2 on a text file whose documents are separated by zero bytes. Stopped or killed, the same\n"
-               "command goes on from the checkpoint with the same bits.",
+      .about = "Trains a GPT-2 on a text file whose documents are separated by zero bytes. Stopped or killed, the\n"
+               "same command goes on from the checkpoint with the same bits.",
       .notes = "Training windows are 256 tokens long and lie at random positions of the context.",
       .example = "understudy train --corpus train.txt --heldout heldout.txt --tokenizer gpt2/ --steps 1000 "
                  "--checkpoint run.ckpt -o small.gguf"};

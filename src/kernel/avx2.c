@@ -1,4 +1,5 @@
-/* The AVX2 + FMA level: f32 activations, keys and values; weights widened to f32 in the first-level cache.
+/* The AVX2 + FMA level: f32 activations, keys and values; weights widened to f32 in registers
+ * (one or two rows) or in the first-level cache (more).
  *
  * Matrix: panels of 32 output columns, each a run of k-blocks of 32 inputs. A BF16 block is [16 input pairs]
  * [32 columns][2] bf16 = 2 KiB; a Q8 block is [32] f16 scales, then the same order in int8 = 1088 B.
@@ -89,12 +90,6 @@ static void unpack_row(const ust_matrix *m, int row, float *out) {
 
 /* ---- matmul ---- */
 
-/* Input pairs of 8 columns -> inputs k and k+1 of those columns. */
-ALWAYS_INLINE void store_pair(__m256i pair, float *even, float *odd) {
-  _mm256_store_ps(even, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
-  _mm256_store_ps(odd, _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xffff0000))));
-}
-
 /* f32 -> the f32 nearest to it among bf16, ties to even. */
 ALWAYS_INLINE __m256 nearest_bf16(__m256 x) {
   __m256i bits = _mm256_castps_si256(x), low = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -102,87 +97,120 @@ ALWAYS_INLINE __m256 nearest_bf16(__m256 x) {
   return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000)));
 }
 
-/* One block -> wide[32 inputs][32 columns]. */
-static void widen_bf16(const unsigned char *block, float *wide) {
-  for (int pair = 0; pair < BLOCK / 2; pair++, wide += 2 * UST_PANEL)
-    for (int c = 0; c < UST_PANEL; c += 8)
-      store_pair(_mm256_load_si256((const void *)(block + pair * 4 * UST_PANEL + c * 4)), wide + c,
-                 wide + UST_PANEL + c);
+/* The scales of 8 columns of a block. */
+ALWAYS_INLINE __m256 load_scale(ust_format format, const unsigned char *block, int column) {
+  if (format != UST_FORMAT_Q8) return _mm256_setzero_ps();
+  return _mm256_cvtph_ps(_mm_load_si128((const void *)(block + column * 2)));
 }
 
-static void widen_q8(const unsigned char *block, float *wide) {
+/* An input pair of 8 columns of a block as f32: inputs k and k+1. */
+ALWAYS_INLINE void load_pair(ust_format format, const unsigned char *block, int pair, int column, __m256 scale,
+                             __m256 *even, __m256 *odd) {
+  int at = pair * 2 * UST_PANEL + column * 2;
+  if (format == UST_FORMAT_Q8) {
+    __m256i both = _mm256_cvtepi8_epi16(_mm_load_si128((const void *)(block + 2 * UST_PANEL + at)));
+    *even = nearest_bf16(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(both, 16), 16)), scale));
+    *odd = nearest_bf16(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(both, 16)), scale));
+  } else {
+    __m256i both = _mm256_load_si256((const void *)(block + at * 2));
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+  }
+}
+
+/* One block -> wide[32 inputs][32 columns]. */
+ALWAYS_INLINE void widen(ust_format format, const unsigned char *block, float *wide) {
   for (int c = 0; c < UST_PANEL; c += 8) {
-    __m256 scale = _mm256_cvtph_ps(_mm_load_si128((const void *)(block + c * 2)));
-    const unsigned char *q = block + 2 * UST_PANEL + c * 2;
-    float *to = wide + c;
-    for (int pair = 0; pair < BLOCK / 2; pair++, q += 2 * UST_PANEL, to += 2 * UST_PANEL) {
-      __m256i both = _mm256_cvtepi8_epi16(_mm_load_si128((const void *)q));
-      __m256 even = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(both, 16), 16));
-      __m256 odd = _mm256_cvtepi32_ps(_mm256_srai_epi32(both, 16));
-      _mm256_store_ps(to, nearest_bf16(_mm256_mul_ps(even, scale)));
-      _mm256_store_ps(to + UST_PANEL, nearest_bf16(_mm256_mul_ps(odd, scale)));
+    __m256 scale = load_scale(format, block, c), even, odd;
+    for (int pair = 0; pair < BLOCK / 2; pair++) {
+      load_pair(format, block, pair, c, scale, &even, &odd);
+      _mm256_store_ps(wide + 2 * pair * UST_PANEL + c, even);
+      _mm256_store_ps(wide + (2 * pair + 1) * UST_PANEL + c, odd);
     }
   }
 }
 
-/* sums[row][column … column + 8*vectors) += x[row][0 … inputs) wide, for `rows` rows. */
-ALWAYS_INLINE void group_sums(const float *x, size_t x_stride, int rows, const float *wide, int inputs, int vectors,
-                              float (*sums)[UST_PANEL]) {
-  __m256 acc[GROUP][4];
+/* One or two rows: weights go from memory through registers straight into the sums, so that reading never pauses. */
+ALWAYS_INLINE void few_sums(ust_format format, const unsigned char *block, int blocks, const float *x, size_t x_stride,
+                            int rows, float (*sums)[UST_PANEL]) {
+  __m256 acc[2][4], scale[4], even, odd;
   for (int r = 0; r < rows; r++)
-    for (int v = 0; v < vectors; v++) acc[r][v] = _mm256_load_ps(sums[r] + 8 * v);
+    for (int v = 0; v < 4; v++) acc[r][v] = _mm256_setzero_ps();
+  for (int b = 0; b < blocks; b++, block += block_bytes(format), x += BLOCK) {
+    for (int v = 0; v < 4; v++) scale[v] = load_scale(format, block, 8 * v);
+    for (int pair = 0; pair < BLOCK / 2; pair++)
+      for (int v = 0; v < 4; v++) {
+        load_pair(format, block, pair, 8 * v, scale[v], &even, &odd);
+        for (int r = 0; r < rows; r++) {
+          acc[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + (size_t)r * x_stride + 2 * pair), even, acc[r][v]);
+          acc[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + (size_t)r * x_stride + 2 * pair + 1), odd, acc[r][v]);
+        }
+      }
+  }
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < 4; v++) _mm256_store_ps(sums[r] + 8 * v, acc[r][v]);
+}
+
+/* sums[row][0 … 16) += x[row][0 … inputs) wide, for `rows` rows. */
+ALWAYS_INLINE void group_sums(const float *x, size_t x_stride, int rows, const float *wide, int inputs,
+                              float (*sums)[UST_PANEL]) {
+  __m256 acc[GROUP][2];
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < 2; v++) acc[r][v] = _mm256_load_ps(sums[r] + 8 * v);
   for (int k = 0; k < inputs; k++, wide += UST_PANEL) {
-    __m256 w[4];
-    for (int v = 0; v < vectors; v++) w[v] = _mm256_load_ps(wide + 8 * v);
+    __m256 left = _mm256_load_ps(wide), right = _mm256_load_ps(wide + 8);
     for (int r = 0; r < rows; r++) {
       __m256 a = _mm256_broadcast_ss(x + (size_t)r * x_stride + k);
-      for (int v = 0; v < vectors; v++) acc[r][v] = _mm256_fmadd_ps(a, w[v], acc[r][v]);
+      acc[r][0] = _mm256_fmadd_ps(a, left, acc[r][0]);
+      acc[r][1] = _mm256_fmadd_ps(a, right, acc[r][1]);
     }
   }
   for (int r = 0; r < rows; r++)
-    for (int v = 0; v < vectors; v++) _mm256_store_ps(sums[r] + 8 * v, acc[r][v]);
+    for (int v = 0; v < 2; v++) _mm256_store_ps(sums[r] + 8 * v, acc[r][v]);
 }
 
-/* One or two rows keep the whole panel in 4 or 8 accumulators, more rows half of it in up to 12. */
-static void rows_sums(const float *x, size_t x_stride, int rows, const float *wide, int inputs,
-                      float (*sums)[UST_PANEL]) {
-  if (rows == 1) {
-    group_sums(x, x_stride, 1, wide, inputs, 4, sums);
-  } else if (rows == 2) {
-    group_sums(x, x_stride, 2, wide, inputs, 4, sums);
-  } else {
-    for (int half = 0; half < 2; half++) {
-      const float *columns = wide + 16 * half;
-      float(*to)[UST_PANEL] = (float(*)[UST_PANEL])(void *)(sums[0] + 16 * half);
-      if (rows == 3)
-        group_sums(x, x_stride, 3, columns, inputs, 2, to);
-      else if (rows == 4)
-        group_sums(x, x_stride, 4, columns, inputs, 2, to);
-      else if (rows == 5)
-        group_sums(x, x_stride, 5, columns, inputs, 2, to);
-      else
-        group_sums(x, x_stride, 6, columns, inputs, 2, to);
-    }
+/* Up to 6 rows; half a panel at a time fits its sums into registers. */
+static void group_of(const float *x, size_t x_stride, int rows, const float *wide, int inputs, float (*sums)[UST_PANEL]) {
+  for (int half = 0; half < 2; half++) {
+    const float *columns = wide + 16 * half;
+    float(*to)[UST_PANEL] = (float(*)[UST_PANEL])(void *)(sums[0] + 16 * half);
+    if (rows == 1)
+      group_sums(x, x_stride, 1, columns, inputs, to);
+    else if (rows == 2)
+      group_sums(x, x_stride, 2, columns, inputs, to);
+    else if (rows == 3)
+      group_sums(x, x_stride, 3, columns, inputs, to);
+    else if (rows == 4)
+      group_sums(x, x_stride, 4, columns, inputs, to);
+    else if (rows == 5)
+      group_sums(x, x_stride, 5, columns, inputs, to);
+    else
+      group_sums(x, x_stride, 6, columns, inputs, to);
   }
 }
 
-static void panel_sums(const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
-                       float (*sums)[UST_PANEL]) {
+ALWAYS_INLINE void many_sums(ust_format format, const unsigned char *block, int blocks, const float *x, size_t x_stride,
+                             int rows, float (*sums)[UST_PANEL]) {
   float wide[CHUNK * BLOCK * UST_PANEL] __attribute__((aligned(64)));
-  const unsigned char *block = panel_of(w, panel);
-  int blocks = block_count(w->cols);
   memset(sums, 0, (size_t)rows * sizeof(*sums));
   for (int b0 = 0; b0 < blocks; b0 += CHUNK) {
     int count = UST_MIN(CHUNK, blocks - b0);
-    for (int b = 0; b < count; b++, block += block_bytes(w->format)) {
-      if (w->format == UST_FORMAT_Q8)
-        widen_q8(block, wide + b * BLOCK * UST_PANEL);
-      else
-        widen_bf16(block, wide + b * BLOCK * UST_PANEL);
-    }
+    for (int b = 0; b < count; b++, block += block_bytes(format)) widen(format, block, wide + b * BLOCK * UST_PANEL);
     for (int r = 0; r < rows; r += GROUP)
-      rows_sums(x + (size_t)r * x_stride + b0 * BLOCK, x_stride, UST_MIN(GROUP, rows - r), wide, count * BLOCK, sums + r);
+      group_of(x + (size_t)r * x_stride + b0 * BLOCK, x_stride, UST_MIN(GROUP, rows - r), wide, count * BLOCK, sums + r);
   }
+}
+
+ALWAYS_INLINE void panel_sums(ust_format format, const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
+                              float (*sums)[UST_PANEL]) {
+  const unsigned char *block = panel_of(w, panel);
+  int blocks = block_count(w->cols);
+  if (rows == 1)
+    few_sums(format, block, blocks, x, x_stride, 1, sums);
+  else if (rows == 2)
+    few_sums(format, block, blocks, x, x_stride, 2, sums);
+  else
+    many_sums(format, block, blocks, x, x_stride, rows, sums);
 }
 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
@@ -191,7 +219,11 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
   for (int p = panel; p < panel_end; p++)
     for (int r0 = 0; r0 < rows; r0 += MOST_ROWS) {
       int count = UST_MIN(MOST_ROWS, rows - r0);
-      panel_sums(w, p, (const float *)x + (size_t)r0 * x_stride, x_stride, count, sums);
+      const float *in = (const float *)x + (size_t)r0 * x_stride;
+      if (w->format == UST_FORMAT_Q8)
+        panel_sums(UST_FORMAT_Q8, w, p, in, x_stride, count, sums);
+      else
+        panel_sums(UST_FORMAT_BF16, w, p, in, x_stride, count, sums);
       for (int r = 0; r < count; r++)
         row_finish(sums[r], bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y,
                    (size_t)(r0 + r) * y_stride + (size_t)p * UST_PANEL);

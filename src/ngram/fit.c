@@ -227,8 +227,9 @@ static understudy_status find_least(const ust_ngram_fit *fit, const discounts *d
                                     const ranks *ranked, int *least, understudy_error *err) {
   uint64_t smallest = UST_NGRAM_HEADER + UST_NGRAM_CHECKSUM + 2 * (uint64_t)fit->vocabulary;
   if (max_bytes < smallest)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: limit of %zu bytes, expected at least %llu with this vocabulary", path,
-                     max_bytes, (unsigned long long)smallest);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "%s: limit of %zu bytes, expected at least %llu with this vocabulary", path, max_bytes,
+                     (unsigned long long)smallest);
   size_t size = (size_t)fit->vocabulary;
   lower_order lower = {.owner = ust_alloc(size * sizeof *lower.owner),
                        .probability = ust_alloc(size * sizeof *lower.probability)};

@@ -32,7 +32,8 @@ int ust_ngram_candidates(const ust_ngram *ngram, int32_t before, int32_t last, i
 /* ---- fitting ---- */
 
 typedef struct ust_ngram_fit ust_ngram_fit;
-understudy_status ust_ngram_fit_create(int vocabulary, uint64_t fingerprint, ust_ngram_fit **fit, understudy_error *err);
+understudy_status ust_ngram_fit_create(int vocabulary, uint64_t fingerprint, ust_ngram_fit **fit,
+                                       understudy_error *err);
 /* Counts one text (n-grams do not cross calls). */
 understudy_status ust_ngram_fit_add(ust_ngram_fit *fit, const int32_t *tokens, size_t count, understudy_error *err);
 /* Discounts, prunes the least useful entries until the file is at most max_bytes (0: no limit), writes. */

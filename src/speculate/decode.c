@@ -98,6 +98,7 @@ void ust_decoder_reset(ust_decoder *d, const understudy_sampling *sampling) {
   if (d->options.draft) ust_draft_reset(&d->draft);
 }
 
+ust_planner *ust_decoder_planner(ust_decoder *d) { return &d->planner; }
 int ust_decoder_count(const ust_decoder *d) { return d->history.count; }
 
 static void append(ust_decoder *d, int32_t token) {

@@ -6,6 +6,7 @@
 #include "model/model.h"
 #include "ngram/ngram.h"
 #include "sample/sample.h"
+#include "speculate/planner.h"
 
 typedef struct ust_decoder ust_decoder;
 
@@ -44,6 +45,8 @@ ust_step ust_decoder_step(ust_decoder *decoder, int limit, ust_emit_fn emit, voi
 understudy_status ust_decoder_score(ust_decoder *decoder, const int32_t *tokens, size_t count, float *logprobs,
                                     understudy_progress_fn progress, void *user, understudy_error *err);
 
+/* What the decoder believes of costs and acceptance; a test may set it to force any trees. */
+ust_planner *ust_decoder_planner(ust_decoder *decoder);
 int ust_decoder_count(const ust_decoder *decoder); /* tokens in the text */
 void ust_decoder_stats(const ust_decoder *decoder, understudy_stats *stats);
 void ust_decoder_reset_stats(ust_decoder *decoder);

@@ -33,8 +33,8 @@ understudy_status ust_weights_index_keys(ust_weights *weights, understudy_error 
 const ust_key *ust_weights_key(const ust_weights *weights, const char *name) {
   if (!weights->key_count) return NULL;
   ust_text text = {name, strlen(name)};
-  const ust_key **found = bsearch(&text, weights->keys_by_name, weights->key_count, sizeof *weights->keys_by_name,
-                                  compare_text_to_key);
+  const ust_key **found =
+      bsearch(&text, weights->keys_by_name, weights->key_count, sizeof *weights->keys_by_name, compare_text_to_key);
   return found ? *found : NULL;
 }
 
@@ -58,20 +58,43 @@ bool ust_weights_integers(const ust_weights *weights, const char *name, const in
 static bool integer_value(const ust_key *key, int64_t *value) {
   const unsigned char *b = key->value;
   switch (key->type) {
-    case UST_GGUF_U8: case UST_GGUF_BOOL: *value = b[0]; return true;
-    case UST_GGUF_I8: *value = (int8_t)b[0]; return true;
-    case UST_GGUF_U16: *value = (uint16_t)(b[0] | b[1] << 8); return true;
-    case UST_GGUF_I16: *value = (int16_t)(b[0] | b[1] << 8); return true;
-    case UST_GGUF_U32: *value = ust_load_u32(b); return true;
-    case UST_GGUF_I32: *value = (int32_t)ust_load_u32(b); return true;
-    case UST_GGUF_U64: case UST_GGUF_I64: *value = (int64_t)ust_load_u64(b); return key->type == UST_GGUF_I64 || *value >= 0;
-    default: return false;
+  case UST_GGUF_U8:
+  case UST_GGUF_BOOL:
+    *value = b[0];
+    return true;
+  case UST_GGUF_I8:
+    *value = (int8_t)b[0];
+    return true;
+  case UST_GGUF_U16:
+    *value = (uint16_t)(b[0] | b[1] << 8);
+    return true;
+  case UST_GGUF_I16:
+    *value = (int16_t)(b[0] | b[1] << 8);
+    return true;
+  case UST_GGUF_U32:
+    *value = ust_load_u32(b);
+    return true;
+  case UST_GGUF_I32:
+    *value = (int32_t)ust_load_u32(b);
+    return true;
+  case UST_GGUF_U64:
+  case UST_GGUF_I64:
+    *value = (int64_t)ust_load_u64(b);
+    return key->type == UST_GGUF_I64 || *value >= 0;
+  default:
+    return false;
   }
 }
 
 static bool real_value(const ust_key *key, double *value) {
-  union { uint32_t u; float f; } single;
-  union { uint64_t u; double f; } wide;
+  union {
+    uint32_t u;
+    float f;
+  } single;
+  union {
+    uint64_t u;
+    double f;
+  } wide;
   if (key->type == UST_GGUF_F32) {
     single.u = ust_load_u32(key->value);
     *value = (double)single.f;
@@ -86,8 +109,8 @@ static bool real_value(const ust_key *key, double *value) {
 }
 
 static void print_value(const ust_key *key, char *out, size_t size) {
-  static const char *const plural[UST_GGUF_TYPES] = {"u8s", "i8s", "u16s", "i16s", "u32s", "i32s", "f32s", "bools",
-                                                     "strings", "arrays", "u64s", "i64s", "f64s"};
+  static const char *const plural[UST_GGUF_TYPES] = {"u8s",   "i8s",     "u16s",   "i16s", "u32s", "i32s", "f32s",
+                                                     "bools", "strings", "arrays", "u64s", "i64s", "f64s"};
   int64_t integer;
   double real;
   if (key->type == UST_GGUF_STRING)
@@ -156,7 +179,10 @@ static understudy_status want_text(const ust_weights *weights, const char *name,
 }
 
 static int hex_digit(char c) {
-  return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+  return c >= '0' && c <= '9'   ? c - '0'
+         : c >= 'A' && c <= 'F' ? c - 'A' + 10
+         : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                : -1;
 }
 
 /* A token of GGUF's type 6 stands for one byte, written <0xHH>. */
@@ -165,12 +191,14 @@ static understudy_status check_byte_tokens(const ust_weights *weights, const ust
   for (size_t i = 0; types && i < tokens->count; i++) {
     ust_text t = tokens->strings[i];
     if (types->integers[i] < 0 || types->integers[i] > 6)
-      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tokenizer.ggml.token_type: found %d for token %zu, expected 0 ... 6",
-                       weights->path, types->integers[i], i);
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                       "%s: tokenizer.ggml.token_type: found %d for token %zu, expected 0 ... 6", weights->path,
+                       types->integers[i], i);
     if (types->integers[i] == 6 && (t.size != 6 || memcmp(t.data, "<0x", 3) != 0 || hex_digit(t.data[3]) < 0 ||
                                     hex_digit(t.data[4]) < 0 || t.data[5] != '>'))
-      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tokenizer.ggml.tokens: found byte token %zu \"%.*s\", expected <0xHH>",
-                       weights->path, i, UST_SHOW(t));
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                       "%s: tokenizer.ggml.tokens: found byte token %zu \"%.*s\", expected <0xHH>", weights->path, i,
+                       UST_SHOW(t));
   }
   return UNDERSTUDY_OK;
 }
@@ -180,18 +208,21 @@ static understudy_status check_parallel(const ust_weights *weights, const char *
                                         const ust_key *tokens, const ust_key **out, understudy_error *err) {
   const ust_key *key = *out = ust_weights_key(weights, name);
   if (!key) return UNDERSTUDY_OK;
-  if (key->type != UST_GGUF_ARRAY || (key->element != element && !(element == UST_GGUF_I32 && key->element == UST_GGUF_U32)))
+  if (key->type != UST_GGUF_ARRAY ||
+      (key->element != element && !(element == UST_GGUF_I32 && key->element == UST_GGUF_U32)))
     return bad(weights, name, "another type", element == UST_GGUF_I32 ? "an array of i32" : "an array of f32", err);
   if (key->count == tokens->count) return UNDERSTUDY_OK;
-  return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: %s: found %" PRIu64 " elements, expected one for each of %" PRIu64 " tokens",
-                   weights->path, name, key->count, tokens->count);
+  return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                   "%s: %s: found %" PRIu64 " elements, expected one for each of %" PRIu64 " tokens", weights->path,
+                   name, key->count, tokens->count);
 }
 
 static understudy_status check_vocabulary(const ust_weights *weights, const ust_key *tokens, understudy_error *err) {
   if (!tokens->strings) return bad(weights, "tokenizer.ggml.tokens", "another type", "an array of strings", err);
   UST_TRY(want_text(weights, "tokenizer.ggml.model", "gpt2", err));
   const ust_key *merges = ust_weights_key(weights, "tokenizer.ggml.merges");
-  if (merges && !merges->strings) return bad(weights, "tokenizer.ggml.merges", "another type", "an array of strings", err);
+  if (merges && !merges->strings)
+    return bad(weights, "tokenizer.ggml.merges", "another type", "an array of strings", err);
   const ust_key *types, *scores;
   UST_TRY(check_parallel(weights, "tokenizer.ggml.scores", UST_GGUF_F32, tokens, &scores, err));
   UST_TRY(check_parallel(weights, "tokenizer.ggml.token_type", UST_GGUF_I32, tokens, &types, err));

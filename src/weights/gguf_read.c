@@ -19,15 +19,16 @@ typedef struct reader {
 static const struct {
   const char *name;
   size_t size;
-} value_types[UST_GGUF_TYPES] = {{"u8", 1},   {"i8", 1},     {"u16", 2},  {"i16", 2}, {"u32", 4}, {"i32", 4}, {"f32", 4},
-                                 {"bool", 1}, {"string", 8}, {"array", 12}, {"u64", 8}, {"i64", 8}, {"f64", 8}};
+} value_types[UST_GGUF_TYPES] = {{"u8", 1},  {"i8", 1},  {"u16", 2},  {"i16", 2},    {"u32", 4},
+                                 {"i32", 4}, {"f32", 4}, {"bool", 1}, {"string", 8}, {"array", 12},
+                                 {"u64", 8}, {"i64", 8}, {"f64", 8}};
 
 /* Tensor types that GGUF defines; NULL: never used, or removed from the format. */
 static const char *const tensor_types[] = {
-    "F32",     "F16",    "Q4_0",    "Q4_1",  NULL,     NULL,     "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K",
-    "Q3_K",    "Q4_K",   "Q5_K",    "Q6_K",  "Q8_K",   "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S",
-    "IQ2_S",   "IQ4_XS", "I8",      "I16",   "I32",    "I64",    "F64",  "IQ1_M", "BF16", NULL, NULL,
-    NULL,      "TQ1_0",  "TQ2_0",   NULL,    NULL,     NULL,     "MXFP4"};
+    "F32",    "F16",   "Q4_0",  "Q4_1",   NULL,    NULL,    "Q5_0",    "Q5_1",   "Q8_0",    "Q8_1",
+    "Q2_K",   "Q3_K",  "Q4_K",  "Q5_K",   "Q6_K",  "Q8_K",  "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
+    "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8",    "I16",   "I32",     "I64",    "F64",     "IQ1_M",
+    "BF16",   NULL,    NULL,    NULL,     "TQ1_0", "TQ2_0", NULL,      NULL,     NULL,      "MXFP4"};
 
 static understudy_status bad(reader *r, const char *field, const char *found, const char *expected) {
   return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: %s: found %s, expected %s", r->file->path, field, found,

@@ -61,7 +61,8 @@ static understudy_status check_variant(const ust_weights *weights, understudy_er
   static const struct {
     const char *field;
     bool expected;
-  } flags[] = {{"scale_attn_weights", true}, {"scale_attn_by_inverse_layer_idx", false}, {"add_cross_attention", false}};
+  } flags[] = {
+      {"scale_attn_weights", true}, {"scale_attn_by_inverse_layer_idx", false}, {"add_cross_attention", false}};
   const json_t *type = json_object_get(weights->json, "model_type");
   if (!json_is_string(type) || strcmp(json_string_value(type), "gpt2") != 0)
     return unsupported(weights, "model_type", type, "\"gpt2\"", err);
@@ -111,8 +112,8 @@ static understudy_status read_config(ust_weights *weights, understudy_error *err
   UST_TRY(get_integer(weights, "n_inner", false, &c->feed_forward, err));
   const json_t *epsilon = json_object_get(weights->json, "layer_norm_epsilon");
   if (epsilon && !json_is_number(epsilon))
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s/config.json: layer_norm_epsilon: found another type, expected a number",
-                     weights->path);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                     "%s/config.json: layer_norm_epsilon: found another type, expected a number", weights->path);
   if (epsilon) c->norm_epsilon = (float)json_number_value(epsilon);
   return ust_weights_check_config(weights, err);
 }
@@ -127,26 +128,25 @@ typedef struct mapping {
 } mapping;
 
 static const mapping outside[] = {
-    {"wte.weight", "token_embd.weight", KIND_MATRIX},  {"wpe.weight", "position_embd.weight", KIND_MATRIX},
+    {"wte.weight", "token_embd.weight", KIND_MATRIX},   {"wpe.weight", "position_embd.weight", KIND_MATRIX},
     {"ln_f.weight", "output_norm.weight", KIND_VECTOR}, {"ln_f.bias", "output_norm.bias", KIND_VECTOR},
     {"lm_head.weight", "output.weight", KIND_MATRIX},   {NULL, NULL, KIND_UNKNOWN}};
 
-static const mapping inside[] = {
-    {"ln_1.weight", "attn_norm.weight", KIND_VECTOR},
-    {"ln_1.bias", "attn_norm.bias", KIND_VECTOR},
-    {"attn.c_attn.weight", "attn_qkv.weight", KIND_TRANSPOSED},
-    {"attn.c_attn.bias", "attn_qkv.bias", KIND_VECTOR},
-    {"attn.c_proj.weight", "attn_output.weight", KIND_TRANSPOSED},
-    {"attn.c_proj.bias", "attn_output.bias", KIND_VECTOR},
-    {"ln_2.weight", "ffn_norm.weight", KIND_VECTOR},
-    {"ln_2.bias", "ffn_norm.bias", KIND_VECTOR},
-    {"mlp.c_fc.weight", "ffn_up.weight", KIND_TRANSPOSED},
-    {"mlp.c_fc.bias", "ffn_up.bias", KIND_VECTOR},
-    {"mlp.c_proj.weight", "ffn_down.weight", KIND_TRANSPOSED},
-    {"mlp.c_proj.bias", "ffn_down.bias", KIND_VECTOR},
-    {"attn.bias", NULL, KIND_IGNORED},        /* the causal mask, a constant */
-    {"attn.masked_bias", NULL, KIND_IGNORED}, /* the number it masks with */
-    {NULL, NULL, KIND_UNKNOWN}};
+static const mapping inside[] = {{"ln_1.weight", "attn_norm.weight", KIND_VECTOR},
+                                 {"ln_1.bias", "attn_norm.bias", KIND_VECTOR},
+                                 {"attn.c_attn.weight", "attn_qkv.weight", KIND_TRANSPOSED},
+                                 {"attn.c_attn.bias", "attn_qkv.bias", KIND_VECTOR},
+                                 {"attn.c_proj.weight", "attn_output.weight", KIND_TRANSPOSED},
+                                 {"attn.c_proj.bias", "attn_output.bias", KIND_VECTOR},
+                                 {"ln_2.weight", "ffn_norm.weight", KIND_VECTOR},
+                                 {"ln_2.bias", "ffn_norm.bias", KIND_VECTOR},
+                                 {"mlp.c_fc.weight", "ffn_up.weight", KIND_TRANSPOSED},
+                                 {"mlp.c_fc.bias", "ffn_up.bias", KIND_VECTOR},
+                                 {"mlp.c_proj.weight", "ffn_down.weight", KIND_TRANSPOSED},
+                                 {"mlp.c_proj.bias", "ffn_down.bias", KIND_VECTOR},
+                                 {"attn.bias", NULL, KIND_IGNORED},        /* the causal mask, a constant */
+                                 {"attn.masked_bias", NULL, KIND_IGNORED}, /* the number it masks with */
+                                 {NULL, NULL, KIND_UNKNOWN}};
 
 static const mapping *look_up(const mapping *table, const char *name) {
   while (table->from && strcmp(table->from, name) != 0) table++;
@@ -166,7 +166,8 @@ static name_kind map_name(const ust_weights *weights, const char *name, char *ou
   int layer = 0, digits = 0;
   const char *rest = name + 2;
   for (; *rest >= '0' && *rest <= '9' && digits < 4; rest++, digits++) layer = 10 * layer + (*rest - '0');
-  if (digits == 0 || *rest != '.' || layer >= weights->config.layers || (digits > 1 && name[2] == '0')) return KIND_UNKNOWN;
+  if (digits == 0 || *rest != '.' || layer >= weights->config.layers || (digits > 1 && name[2] == '0'))
+    return KIND_UNKNOWN;
   const mapping *found = look_up(inside, rest + 1);
   if (found->to) snprintf(out, UST_NAME_MAX + 1, "blk.%d.%s", layer, found->to);
   return found->kind;
@@ -185,8 +186,9 @@ static understudy_status check_listed(shard *s, const char *path, const char *te
   if (!s->map) return UNDERSTUDY_OK;
   const char *file = json_string_value(json_object_get(s->map, tensor));
   if (!file || strcmp(file, s->name) != 0)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tensor %.64s: found in this file, expected in %.64s by the index",
-                     path, tensor, file ? file : "none");
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                     "%s: tensor %.64s: found in this file, expected in %.64s by the index", path, tensor,
+                     file ? file : "none");
   s->listed++;
   return UNDERSTUDY_OK;
 }
@@ -200,17 +202,23 @@ static understudy_status add_entry(void *user, const ust_safetensors_entry *entr
   name_kind kind = map_name(weights, entry->name, name);
   if (kind == KIND_IGNORED) return UNDERSTUDY_OK;
   if (kind == KIND_UNKNOWN)
-    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "%s: tensor %.64s: found a name GPT-2 of %d layers does not have",
-                     path, entry->name, weights->config.layers);
+    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
+                     "%s: tensor %.64s: found a name GPT-2 of %d layers does not have", path, entry->name,
+                     weights->config.layers);
   if (!entry->readable)
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "%s: tensor %.64s: dtype: found %s, expected F32, F16 or BF16",
                      path, entry->name, entry->dtype);
   if (entry->dims != (kind == KIND_VECTOR ? 1 : 2) || entry->bytes == 0)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tensor %.64s: found %d dimensions%s, expected %d", path, entry->name,
-                     entry->dims, entry->bytes ? "" : ", one of them 0", kind == KIND_VECTOR ? 1 : 2);
-  ust_tensor tensor = {.name = name, .type = entry->type, .rows = 1, .cols = entry->shape[0],
-                       .transposed = kind == KIND_TRANSPOSED, .file = (int)weights->file_count - 1,
-                       .offset = entry->offset, .bytes = entry->bytes};
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tensor %.64s: found %d dimensions%s, expected %d", path,
+                     entry->name, entry->dims, entry->bytes ? "" : ", one of them 0", kind == KIND_VECTOR ? 1 : 2);
+  ust_tensor tensor = {.name = name,
+                       .type = entry->type,
+                       .rows = 1,
+                       .cols = entry->shape[0],
+                       .transposed = kind == KIND_TRANSPOSED,
+                       .file = (int)weights->file_count - 1,
+                       .offset = entry->offset,
+                       .bytes = entry->bytes};
   if (kind == KIND_MATRIX) tensor.rows = entry->shape[0], tensor.cols = entry->shape[1];
   if (kind == KIND_TRANSPOSED) tensor.rows = entry->shape[1];
   return ust_weights_add_tensor(weights, &tensor, err);
@@ -250,8 +258,8 @@ static understudy_status list_shards(const char *path, json_t *map, const char *
     const char *name = json_string_value(file);
     if (!name || !plain_name(name))
       return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                       "%s: weight_map: found \"%.64s\" for %.64s, expected a .safetensors file of this directory", path,
-                       name ? name : "no string", tensor);
+                       "%s: weight_map: found \"%.64s\" for %.64s, expected a .safetensors file of this directory",
+                       path, name ? name : "no string", tensor);
     names[all++] = name;
   }
   qsort(names, all, sizeof *names, compare_names);
@@ -267,16 +275,16 @@ static understudy_status read_shards(ust_weights *weights, const char *path, jso
   shard s = {.weights = weights, .map = json_object_get(index, "weight_map")};
   size_t tensors = json_object_size(s.map), count = 0;
   if (!json_is_object(s.map) || tensors > UST_TENSORS_MAX)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: weight_map: found %s, expected an object of at most %d names", path,
-                     json_is_object(s.map) ? "more names" : "none", UST_TENSORS_MAX);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: weight_map: found %s, expected an object of at most %d names",
+                     path, json_is_object(s.map) ? "more names" : "none", UST_TENSORS_MAX);
   const char **names = malloc((tensors + 1) * sizeof *names);
   if (!names) return ust_error_memory(err, tensors * sizeof *names, "the list of shards");
   understudy_status status = list_shards(path, s.map, names, &count, err);
   for (size_t i = 0; status == UNDERSTUDY_OK && i < count; i++) status = read_file(&s, names[i], err);
   free(names);
   if (status == UNDERSTUDY_OK && s.listed != tensors)
-    status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: weight_map: found %zu tensors, expected the %zu in its files", path,
-                       tensors, s.listed);
+    status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: weight_map: found %zu tensors, expected the %zu in its files",
+                       path, tensors, s.listed);
   return status;
 }
 

@@ -21,8 +21,20 @@ enum {
 
 /* GGUF's value types. */
 enum {
-  UST_GGUF_U8, UST_GGUF_I8, UST_GGUF_U16, UST_GGUF_I16, UST_GGUF_U32, UST_GGUF_I32, UST_GGUF_F32, UST_GGUF_BOOL,
-  UST_GGUF_STRING, UST_GGUF_ARRAY, UST_GGUF_U64, UST_GGUF_I64, UST_GGUF_F64, UST_GGUF_TYPES
+  UST_GGUF_U8,
+  UST_GGUF_I8,
+  UST_GGUF_U16,
+  UST_GGUF_I16,
+  UST_GGUF_U32,
+  UST_GGUF_I32,
+  UST_GGUF_F32,
+  UST_GGUF_BOOL,
+  UST_GGUF_STRING,
+  UST_GGUF_ARRAY,
+  UST_GGUF_U64,
+  UST_GGUF_I64,
+  UST_GGUF_F64,
+  UST_GGUF_TYPES
 };
 
 /* One metadata key; everything points into ust_weights.header but `strings` and `integers`. */

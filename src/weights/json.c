@@ -7,8 +7,7 @@ enum { TEXT_MAX = 16 << 20, MARKS_MAX = 1 << 18 };
 /* Each value but the first follows one of these marks, so they bound the tree. */
 static bool too_many_values(const char *bytes, size_t size) {
   size_t marks = 0;
-  for (size_t i = 0; i < size; i++)
-    marks += bytes[i] == ',' || bytes[i] == ':' || bytes[i] == '[' || bytes[i] == '{';
+  for (size_t i = 0; i < size; i++) marks += bytes[i] == ',' || bytes[i] == ':' || bytes[i] == '[' || bytes[i] == '{';
   return marks > MARKS_MAX;
 }
 
@@ -24,8 +23,8 @@ understudy_status ust_weights_parse_json(const char *source, const char *bytes, 
   json_error_t what;
   json_t *root = json_loadb(bytes, size, JSON_REJECT_DUPLICATES, &what);
   if (!root)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found invalid JSON at line %d, column %d: %s", source, what.line,
-                     what.column, what.text);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found invalid JSON at line %d, column %d: %s", source,
+                     what.line, what.column, what.text);
   if (!json_is_object(root)) {
     json_decref(root);
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found JSON that is not an object, expected {...}", source);

@@ -16,23 +16,27 @@ bool ust_weights_bytes(ust_type type, uint64_t elements, uint64_t *bytes) {
   return ust_mul(elements, type == UST_TYPE_F32 ? 4 : 2, bytes);
 }
 
-static uint16_t load_u16(const unsigned char *b) { return (uint16_t)(b[0] | b[1] << 8); }
+static uint16_t load_u16(const unsigned char *b) {
+  return (uint16_t)(b[0] | b[1] << 8);
+}
 
 static void decode(ust_type type, const unsigned char *data, size_t count, float *out) {
   switch (type) {
-    case UST_TYPE_F32: memcpy(out, data, count * sizeof *out); break;
-    case UST_TYPE_F16:
-      for (size_t i = 0; i < count; i++) out[i] = ust_f16_to_f32(load_u16(data + 2 * i));
-      break;
-    case UST_TYPE_BF16:
-      for (size_t i = 0; i < count; i++) out[i] = ust_bf16_to_f32(load_u16(data + 2 * i));
-      break;
-    case UST_TYPE_Q8_0:
-      for (size_t i = 0; i < count; i++) {
-        const unsigned char *block = data + i / BLOCK * sizeof(ust_q8_block);
-        out[i] = ust_f16_to_f32(load_u16(block)) * (float)(int8_t)block[2 + i % BLOCK];
-      }
-      break;
+  case UST_TYPE_F32:
+    memcpy(out, data, count * sizeof *out);
+    break;
+  case UST_TYPE_F16:
+    for (size_t i = 0; i < count; i++) out[i] = ust_f16_to_f32(load_u16(data + 2 * i));
+    break;
+  case UST_TYPE_BF16:
+    for (size_t i = 0; i < count; i++) out[i] = ust_bf16_to_f32(load_u16(data + 2 * i));
+    break;
+  case UST_TYPE_Q8_0:
+    for (size_t i = 0; i < count; i++) {
+      const unsigned char *block = data + i / BLOCK * sizeof(ust_q8_block);
+      out[i] = ust_f16_to_f32(load_u16(block)) * (float)(int8_t)block[2 + i % BLOCK];
+    }
+    break;
   }
 }
 
@@ -151,6 +155,6 @@ understudy_status ust_weights_read_q8(const ust_weights *weights, const ust_tens
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: tensor %s: not these rows, or not Q8_0", weights->path,
                      tensor->name);
   uint64_t row_bytes = tensor->cols / BLOCK * sizeof(ust_q8_block);
-  return ust_file_read(&weights->files[tensor->file], tensor->offset + row * row_bytes, out, (size_t)(count * row_bytes),
-                       err);
+  return ust_file_read(&weights->files[tensor->file], tensor->offset + row * row_bytes, out,
+                       (size_t)(count * row_bytes), err);
 }

@@ -12,10 +12,21 @@ static const struct {
   unsigned bytes; /* of an element */
   bool readable;
   ust_type type;
-} dtypes[] = {{"F32", 4, true, UST_TYPE_F32}, {"F16", 2, true, UST_TYPE_F16}, {"BF16", 2, true, UST_TYPE_BF16},
-              {"BOOL", 1, false, 0}, {"U8", 1, false, 0}, {"I8", 1, false, 0}, {"F8_E4M3", 1, false, 0},
-              {"F8_E5M2", 1, false, 0}, {"U16", 2, false, 0}, {"I16", 2, false, 0}, {"U32", 4, false, 0},
-              {"I32", 4, false, 0}, {"U64", 8, false, 0}, {"I64", 8, false, 0}, {"F64", 8, false, 0}};
+} dtypes[] = {{"F32", 4, true, UST_TYPE_F32},
+              {"F16", 2, true, UST_TYPE_F16},
+              {"BF16", 2, true, UST_TYPE_BF16},
+              {"BOOL", 1, false, 0},
+              {"U8", 1, false, 0},
+              {"I8", 1, false, 0},
+              {"F8_E4M3", 1, false, 0},
+              {"F8_E5M2", 1, false, 0},
+              {"U16", 2, false, 0},
+              {"I16", 2, false, 0},
+              {"U32", 4, false, 0},
+              {"I32", 4, false, 0},
+              {"U64", 8, false, 0},
+              {"I64", 8, false, 0},
+              {"F64", 8, false, 0}};
 
 static understudy_status bad(const ust_file *file, const char *tensor, const char *found, const char *expected,
                              understudy_error *err) {
@@ -50,8 +61,9 @@ static understudy_status read_entry(const ust_file *file, const char *name, cons
   size_t which = 0, known = sizeof dtypes / sizeof *dtypes;
   while (which < known && strcmp(dtypes[which].name, entry->dtype) != 0) which++;
   if (which == known)
-    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "%s: tensor %.64s: dtype: found \"%.32s\", expected F32, F16 or BF16",
-                     file->path, name, entry->dtype);
+    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
+                     "%s: tensor %.64s: dtype: found \"%.32s\", expected F32, F16 or BF16", file->path, name,
+                     entry->dtype);
   entry->readable = dtypes[which].readable;
   entry->type = dtypes[which].type;
   uint64_t elements = 0;
@@ -64,8 +76,8 @@ static understudy_status read_entry(const ust_file *file, const char *name, cons
   int64_t from = json_integer_value(begin), to = json_integer_value(end);
   if (from < 0 || to < from || (uint64_t)to > file->size - data_start)
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                     "%s: tensor %.64s: data_offsets: found [%" PRId64 ", %" PRId64 "], expected a range inside the %" PRIu64
-                     " bytes of data",
+                     "%s: tensor %.64s: data_offsets: found [%" PRId64 ", %" PRId64
+                     "], expected a range inside the %" PRIu64 " bytes of data",
                      file->path, name, from, to, file->size - data_start);
   entry->offset = data_start + (uint64_t)from;
   if (!ust_mul(elements, dtypes[which].bytes, &entry->bytes) || entry->bytes != (uint64_t)(to - from))
@@ -95,8 +107,9 @@ static understudy_status check_cover(const ust_file *file, ust_safetensors_entry
     at += entries[i].bytes;
   }
   if (at == file->size) return UNDERSTUDY_OK;
-  return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: data: found %" PRIu64 " bytes, expected the %" PRIu64
-                   " that the tensors cover", file->path, file->size - data_start, at - data_start);
+  return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                   "%s: data: found %" PRIu64 " bytes, expected the %" PRIu64 " that the tensors cover", file->path,
+                   file->size - data_start, at - data_start);
 }
 
 static understudy_status check_metadata(const ust_file *file, const json_t *metadata, understudy_error *err) {
@@ -112,8 +125,8 @@ static understudy_status read_entries(const ust_file *file, json_t *header, uint
                                       ust_safetensors_visit visit, void *user, understudy_error *err) {
   size_t count = 0, most = json_object_size(header);
   if (most > UST_TENSORS_MAX)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: header: found %zu entries, expected at most %d", file->path, most,
-                     UST_TENSORS_MAX);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: header: found %zu entries, expected at most %d", file->path,
+                     most, UST_TENSORS_MAX);
   ust_safetensors_entry *entries = calloc(most + 1, sizeof *entries);
   if (!entries) return ust_error_memory(err, most * sizeof *entries, "the list of tensors");
   understudy_status status = UNDERSTUDY_OK;

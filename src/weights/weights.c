@@ -52,10 +52,18 @@ void ust_weights_close(ust_weights *weights) {
   free(weights);
 }
 
-const char *ust_weights_path(const ust_weights *weights) { return weights->path; }
-bool ust_weights_is_directory(const ust_weights *weights) { return weights->directory; }
-const ust_config *ust_weights_config(const ust_weights *weights) { return &weights->config; }
-size_t ust_weights_count(const ust_weights *weights) { return weights->count; }
+const char *ust_weights_path(const ust_weights *weights) {
+  return weights->path;
+}
+bool ust_weights_is_directory(const ust_weights *weights) {
+  return weights->directory;
+}
+const ust_config *ust_weights_config(const ust_weights *weights) {
+  return &weights->config;
+}
+size_t ust_weights_count(const ust_weights *weights) {
+  return weights->count;
+}
 const ust_tensor *ust_weights_tensor(const ust_weights *weights, size_t index) {
   assert(index < weights->count);
   return &weights->tensors[index];
@@ -72,7 +80,9 @@ static const ust_tensor *lookup(const ust_weights *weights, const char *name) {
   return found ? *found : NULL;
 }
 
-bool ust_weights_has(const ust_weights *weights, const char *name) { return lookup(weights, name) != NULL; }
+bool ust_weights_has(const ust_weights *weights, const char *name) {
+  return lookup(weights, name) != NULL;
+}
 
 understudy_status ust_weights_find(const ust_weights *weights, const char *name, uint64_t rows, uint64_t cols,
                                    const ust_tensor **tensor, understudy_error *err) {
@@ -149,7 +159,8 @@ understudy_status ust_weights_check_config(const ust_weights *weights, understud
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: width: found %d, expected a multiple of the %d heads",
                      weights->path, c->width, c->heads);
   if (!(c->norm_epsilon > 0 && c->norm_epsilon < 1))
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: layer_norm_epsilon: found %g, expected more than 0, less than 1",
-                     weights->path, (double)c->norm_epsilon);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                     "%s: layer_norm_epsilon: found %g, expected more than 0, less than 1", weights->path,
+                     (double)c->norm_epsilon);
   return UNDERSTUDY_OK;
 }

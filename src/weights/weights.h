@@ -9,10 +9,15 @@
 #include "base/base.h"
 #include "kernel/kernel.h"
 
-typedef enum ust_type { UST_TYPE_F32 = 0, UST_TYPE_F16 = 1, UST_TYPE_Q8_0 = 8, UST_TYPE_BF16 = 30 } ust_type; /* GGUF's codes */
+typedef enum ust_type {
+  UST_TYPE_F32 = 0,
+  UST_TYPE_F16 = 1,
+  UST_TYPE_Q8_0 = 8,
+  UST_TYPE_BF16 = 30
+} ust_type; /* GGUF's codes */
 
 typedef struct ust_tensor {
-  const char *name;    /* GGUF's: token_embd.weight, blk.0.attn_qkv.bias, … */
+  const char *name; /* GGUF's: token_embd.weight, blk.0.attn_qkv.bias, … */
   ust_type type;
   uint64_t rows, cols; /* a vector has rows = 1 */
   bool transposed;     /* stored [cols, rows] (GPT-2's Conv1D in Hugging Face files) */

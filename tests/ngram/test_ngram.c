@@ -342,6 +342,26 @@ static void test_forged(void **unused) {
   free(data);
 }
 
+/* Successors that cover all but 1e-14 of the lower order: 1 minus their sum would be mostly rounding. */
+static void test_tiny_rest(void **unused) {
+  (void)unused;
+  const int32_t text[] = {0, 1, 0, 0, 1, 1, 0, 1};
+  ust_ngram_fit *fit = fit_of(3, text, 8); /* token 2 is never seen */
+  ust_ngram_close(written(fit, 3, 0));
+  ust_ngram_fit_free(fit);
+  size_t size;
+  char *data = read_file(&size);
+  ust_ngram_put((unsigned char *)data + UST_NGRAM_HEADER + 4, UST_NGRAM_MOST_COST, 2);
+  ust_ngram_put((unsigned char *)data + size - 8, ust_ngram_checksum(UST_NGRAM_CHECKSUM_START, data, size - 8), 8);
+  write_file(data, size);
+  ust_ngram *ngram = open_good(3);
+  assert_true(ust_ngram_logprob(ngram, -1, -1, 2) < -30);
+  for (int last = -1; last < 3; last++)
+    for (int before = -1; before < 3; before++) assert_true(fabs(sum_of(ngram, 3, before, last) - 1) < 1e-9);
+  ust_ngram_close(ngram);
+  free(data);
+}
+
 static void test_foreign(void **unused) {
   (void)unused;
   size_t size;
@@ -423,8 +443,8 @@ static int remove_directory(void **unused) {
 int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_brute_force), cmocka_unit_test(test_sums_and_pruning), cmocka_unit_test(test_texts),
-    cmocka_unit_test(test_damage),      cmocka_unit_test(test_forged),           cmocka_unit_test(test_foreign),
-    cmocka_unit_test(test_time),
+    cmocka_unit_test(test_damage),      cmocka_unit_test(test_forged),           cmocka_unit_test(test_tiny_rest),
+    cmocka_unit_test(test_foreign),     cmocka_unit_test(test_time),
   };
   return cmocka_run_group_tests(tests, make_directory, remove_directory);
 }

@@ -18,11 +18,21 @@
 
 /* ---- bytes ---- */
 
-static inline void put(ust_buffer *b, const void *data, size_t size) { assert_true(ust_buffer_append(b, data, size)); }
-static inline void put_u8(ust_buffer *b, uint8_t v) { put(b, &v, 1); }
-static inline void put_u32(ust_buffer *b, uint32_t v) { put(b, &v, 4); }
-static inline void put_u64(ust_buffer *b, uint64_t v) { put(b, &v, 8); }
-static inline void put_f32(ust_buffer *b, float v) { put(b, &v, 4); }
+static inline void put(ust_buffer *b, const void *data, size_t size) {
+  assert_true(ust_buffer_append(b, data, size));
+}
+static inline void put_u8(ust_buffer *b, uint8_t v) {
+  put(b, &v, 1);
+}
+static inline void put_u32(ust_buffer *b, uint32_t v) {
+  put(b, &v, 4);
+}
+static inline void put_u64(ust_buffer *b, uint64_t v) {
+  put(b, &v, 8);
+}
+static inline void put_f32(ust_buffer *b, float v) {
+  put(b, &v, 4);
+}
 static inline void put_text(ust_buffer *b, const char *text) {
   put_u64(b, strlen(text));
   put(b, text, strlen(text));
@@ -58,9 +68,14 @@ static inline void write_file(const char *name, const void *data, size_t size) {
 
 static inline int remove_folder(void **state) {
   (void)state;
-  static const char *const names[] = {"a.gguf", "b.gguf", "model/config.json", "model/model.safetensors",
-                                      "model/model.safetensors.index.json", "model/one.safetensors",
-                                      "model/two.safetensors", "model/pipe"};
+  static const char *const names[] = {"a.gguf",
+                                      "b.gguf",
+                                      "model/config.json",
+                                      "model/model.safetensors",
+                                      "model/model.safetensors.index.json",
+                                      "model/one.safetensors",
+                                      "model/two.safetensors",
+                                      "model/pipe"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlink(in_folder(names[i]));
   rmdir(in_folder("model"));
   return rmdir(folder);
@@ -79,7 +94,7 @@ static inline long peak_kb(void) {
 }
 
 static inline bool sanitized(void) {
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return true;
 #else
   return false;

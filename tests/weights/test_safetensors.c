@@ -1,90 +1,8 @@
 /* Hugging Face directories: every type and shape is read back, transposed matrices and shards too; and no file,
  * however hostile, does more than fail. */
 #include <pthread.h>
-#include <sys/stat.h>
 
-#include "weights/bytes.h"
-
-/* ---- a small good model ---- */
-
-enum { VOCABULARY = 5, CONTEXT = 4, WIDTH = 6, FEED_FORWARD = 24, LAYERS = 1 };
-
-static const char good_config[] =
-    "{\"model_type\": \"gpt2\", \"vocab_size\": 5, \"n_positions\": 4, \"n_ctx\": 4, \"n_embd\": 6, \"n_layer\": 1,"
-    " \"n_head\": 2, \"n_inner\": null, \"layer_norm_epsilon\": 1e-05, \"activation_function\": \"gelu_new\","
-    " \"bos_token_id\": 50256, \"eos_token_id\": 4, \"resid_pdrop\": 0.1, \"architectures\": [\"GPT2LMHeadModel\"]}";
-
-typedef struct stored {
-  const char *name, *gguf; /* gguf NULL: left out */
-  int rows, cols;          /* rows 0: a vector */
-  const char *dtype;
-  bool transposed;
-} stored;
-
-static const stored model[] = {
-    {"wte.weight", "token_embd.weight", 5, 6, "F32", false},
-    {"wpe.weight", "position_embd.weight", 4, 6, "F16", false},
-    {"h.0.ln_1.weight", "blk.0.attn_norm.weight", 0, 6, "F32", false},
-    {"h.0.ln_1.bias", "blk.0.attn_norm.bias", 0, 6, "BF16", false},
-    {"h.0.attn.bias", NULL, 4, 4, "U8", false},
-    {"h.0.attn.masked_bias", NULL, 0, 1, "F32", false},
-    {"h.0.attn.c_attn.weight", "blk.0.attn_qkv.weight", 6, 18, "F32", true},
-    {"h.0.attn.c_attn.bias", "blk.0.attn_qkv.bias", 0, 18, "F16", false},
-    {"h.0.attn.c_proj.weight", "blk.0.attn_output.weight", 6, 6, "BF16", true},
-    {"h.0.attn.c_proj.bias", "blk.0.attn_output.bias", 0, 6, "F32", false},
-    {"h.0.ln_2.weight", "blk.0.ffn_norm.weight", 0, 6, "F32", false},
-    {"h.0.ln_2.bias", "blk.0.ffn_norm.bias", 0, 6, "F32", false},
-    {"h.0.mlp.c_fc.weight", "blk.0.ffn_up.weight", 6, 75, "F16", true}, /* more rows than are copied at a time */
-    {"h.0.mlp.c_fc.bias", "blk.0.ffn_up.bias", 0, 75, "F32", false},
-    {"h.0.mlp.c_proj.weight", "blk.0.ffn_down.weight", 75, 6, "F32", true},
-    {"h.0.mlp.c_proj.bias", "blk.0.ffn_down.bias", 0, 6, "F32", false},
-    {"ln_f.weight", "output_norm.weight", 0, 6, "F32", false},
-    {"ln_f.bias", "output_norm.bias", 0, 6, "F32", false},
-    {"lm_head.weight", NULL, 5, 6, "F32", false}};
-enum { TENSORS = sizeof model / sizeof *model };
-
-/* The value at an index, exact in every type. */
-static float value_at(int tensor, size_t index) { return (float)((int)((size_t)tensor * 31 + index * 7) % 251 - 125) / 64; }
-
-static void put_value(ust_buffer *b, const char *dtype, float value) {
-  uint16_t h = strcmp(dtype, "F16") == 0 ? ust_f32_to_f16(value) : ust_f32_to_bf16(value);
-  if (strcmp(dtype, "F32") == 0) put(b, &value, 4);
-  else if (strcmp(dtype, "U8") == 0) put_u8(b, 1);
-  else put(b, &h, 2);
-}
-
-static void add_text(ust_buffer *b, const char *text) { put(b, text, strlen(text)); }
-
-/* Tensors [from, to) of the model as one file, names with `prefix`. */
-static ust_buffer build(int from, int to, const char *prefix) {
-  ust_buffer header = {0}, data = {0}, file = {0};
-  add_text(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-  for (int i = from; i < to; i++) {
-    const stored *s = &model[i];
-    size_t begin = data.size, count = (size_t)(s->rows ? s->rows * s->cols : s->cols);
-    for (size_t k = 0; k < count; k++) put_value(&data, s->dtype, value_at(i, k));
-    char entry[256], shape[32];
-    snprintf(shape, sizeof shape, s->rows ? "%d,%d" : "%.0d%d", s->rows, s->cols);
-    snprintf(entry, sizeof entry, ",\"%s%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", prefix,
-             s->name, s->dtype, shape, begin, data.size);
-    add_text(&header, entry);
-  }
-  add_text(&header, "}   ");
-  put_u64(&file, header.size);
-  put(&file, header.data, header.size);
-  put(&file, data.data, data.size);
-  ust_buffer_free(&header);
-  ust_buffer_free(&data);
-  return file;
-}
-
-static void write_good(const char *prefix) {
-  mkdir(in_folder("model"), 0700);
-  write_file("model/config.json", good_config, strlen(good_config));
-  ust_buffer b = build(0, TENSORS, prefix);
-  write_file("model/model.safetensors", b.data, b.size);
-  ust_buffer_free(&b);
-}
+#include "weights/safetensors_file.h"
 
 static ust_weights *open_model(void) {
   understudy_error err = {0};
@@ -168,7 +86,8 @@ static void write_index(int boundary, const char *second, const char *more) {
   add_text(&b, "{\"metadata\":{\"total_size\":1},\"weight_map\":{");
   for (int i = 0; i < TENSORS; i++) {
     char line[256];
-    snprintf(line, sizeof line, "%s\"%s\":\"%s\"", i ? "," : "", model[i].name, i < boundary ? "one.safetensors" : second);
+    snprintf(line, sizeof line, "%s\"%s\":\"%s\"", i ? "," : "", model[i].name,
+             i < boundary ? "one.safetensors" : second);
     add_text(&b, line);
   }
   add_text(&b, more);
@@ -201,8 +120,8 @@ static void shards(void **state) {
   expect_error(in_folder("model"), "h.0.attn.c_proj.weight");
   write_shards(8, 7, 8); /* one in none */
   expect_error(in_folder("model"), "weight_map");
-  static const char *const names[] = {"missing.safetensors", "../two.safetensors", "..", ".safetensors", "", "/etc/passwd",
-                                      "sub/two.safetensors", "two.bin"};
+  static const char *const names[] = {"missing.safetensors", "../two.safetensors",  "..",     ".safetensors", "",
+                                      "/etc/passwd",         "sub/two.safetensors", "two.bin"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     write_shards(8, 8, 8);
     write_index(8, names[i], "");
@@ -240,38 +159,39 @@ static void configuration(void **state) {
   write_good("");
   static const struct {
     const char *from, *to, *field;
-  } cases[] = {{"\"gpt2\"", "\"llama\"", "model_type"},
-               {"\"gpt2\"", "3", "model_type"},
-               {"gelu_new", "relu", "activation_function"},
-               {"\"gelu_new\"", "null", "activation_function"},
-               {"\"resid_pdrop\"", "\"scale_attn_by_inverse_layer_idx\": true, \"x\"", "scale_attn_by_inverse_layer_idx"},
-               {"\"resid_pdrop\"", "\"scale_attn_weights\": false, \"x\"", "scale_attn_weights"},
-               {"\"resid_pdrop\"", "\"add_cross_attention\": true, \"x\"", "add_cross_attention"},
-               {"\"resid_pdrop\"", "\"quantization_config\": {}, \"x\"", "quantization_config"},
-               {"\"resid_pdrop\"", "\"n_embd\"", "duplicate"},
-               {"\"n_layer\": 1", "\"n_layer\": 0", "n_layer"},
-               {"\"n_layer\": 1", "\"n_layer\": 513", "n_layer"},
-               {"\"n_layer\": 1", "\"n_layer\": \"1\"", "n_layer"},
-               {"\"n_layer\": 1", "\"n_layer\": 1.5", "n_layer"},
-               {"\"n_layer\": 1", "\"n_layers\": 1", "n_layer"},
-               {"\"n_head\": 2", "\"n_head\": 0", "n_head"},
-               {"\"n_head\": 2", "\"n_head\": 4", "heads"},
-               {"\"n_head\": 2", "\"n_head\": -2", "n_head"},
-               {"\"n_embd\": 6", "\"n_embd\": 8", "token_embd.weight"},
-               {"\"n_embd\": 6", "\"n_embd\": 0", "n_embd"},
-               {"\"n_embd\": 6", "\"n_embd\": 99999999999999999999", "config.json"},
-               {"\"n_embd\": 6", "\"n_embd\": 2147483647", "n_embd"},
-               {"\"vocab_size\": 5", "\"vocab_size\": 6", "token_embd.weight"},
-               {"\"n_positions\": 4", "\"n_positions\": 0", "n_positions"},
-               {"\"n_positions\": 4", "\"n_positions\": 2147483648", "n_positions"},
-               {"\"n_inner\": null", "\"n_inner\": 0", "n_inner"},
-               {"\"eos_token_id\": 4", "\"eos_token_id\": 5", "eos_token_id"},
-               {"\"eos_token_id\": 4", "\"eos_token_id\": [4]", "eos_token_id"},
-               {"1e-05", "0", "layer_norm_epsilon"},
-               {"1e-05", "\"1e-5\"", "layer_norm_epsilon"},
-               {"{", "[", "config.json"},
-               {"{", "", "config.json"},
-               {"gpt2", "gpt2\xff", "config.json"}};
+  } cases[] = {
+      {"\"gpt2\"", "\"llama\"", "model_type"},
+      {"\"gpt2\"", "3", "model_type"},
+      {"gelu_new", "relu", "activation_function"},
+      {"\"gelu_new\"", "null", "activation_function"},
+      {"\"resid_pdrop\"", "\"scale_attn_by_inverse_layer_idx\": true, \"x\"", "scale_attn_by_inverse_layer_idx"},
+      {"\"resid_pdrop\"", "\"scale_attn_weights\": false, \"x\"", "scale_attn_weights"},
+      {"\"resid_pdrop\"", "\"add_cross_attention\": true, \"x\"", "add_cross_attention"},
+      {"\"resid_pdrop\"", "\"quantization_config\": {}, \"x\"", "quantization_config"},
+      {"\"resid_pdrop\"", "\"n_embd\"", "duplicate"},
+      {"\"n_layer\": 1", "\"n_layer\": 0", "n_layer"},
+      {"\"n_layer\": 1", "\"n_layer\": 513", "n_layer"},
+      {"\"n_layer\": 1", "\"n_layer\": \"1\"", "n_layer"},
+      {"\"n_layer\": 1", "\"n_layer\": 1.5", "n_layer"},
+      {"\"n_layer\": 1", "\"n_layers\": 1", "n_layer"},
+      {"\"n_head\": 2", "\"n_head\": 0", "n_head"},
+      {"\"n_head\": 2", "\"n_head\": 4", "heads"},
+      {"\"n_head\": 2", "\"n_head\": -2", "n_head"},
+      {"\"n_embd\": 6", "\"n_embd\": 8", "token_embd.weight"},
+      {"\"n_embd\": 6", "\"n_embd\": 0", "n_embd"},
+      {"\"n_embd\": 6", "\"n_embd\": 99999999999999999999", "config.json"},
+      {"\"n_embd\": 6", "\"n_embd\": 2147483647", "n_embd"},
+      {"\"vocab_size\": 5", "\"vocab_size\": 6", "token_embd.weight"},
+      {"\"n_positions\": 4", "\"n_positions\": 0", "n_positions"},
+      {"\"n_positions\": 4", "\"n_positions\": 2147483648", "n_positions"},
+      {"\"n_inner\": null", "\"n_inner\": 0", "n_inner"},
+      {"\"eos_token_id\": 4", "\"eos_token_id\": 5", "eos_token_id"},
+      {"\"eos_token_id\": 4", "\"eos_token_id\": [4]", "eos_token_id"},
+      {"1e-05", "0", "layer_norm_epsilon"},
+      {"1e-05", "\"1e-5\"", "layer_norm_epsilon"},
+      {"{", "[", "config.json"},
+      {"{", "", "config.json"},
+      {"gpt2", "gpt2\xff", "config.json"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) spoil_config(cases[i].from, cases[i].to, cases[i].field);
   unlink(in_folder("model/config.json"));
   expect_error(in_folder("model"), "config.json");
@@ -304,7 +224,8 @@ static void headers(void **state) {
     write_file("model/model.safetensors", short_files[i], strlen(short_files[i]));
     expect_error(in_folder("model"), "model.safetensors");
   }
-  static const char *const texts[] = {"[1]", " {}", "xx", "{\"a\"", "{\"a\":1,\"a\":1}", "{} x", "{\"\xff\":1}", "{}{}"};
+  static const char *const texts[] = {"[1]",  " {}",          "xx",  "{\"a\"", "{\"a\":1,\"a\":1}",
+                                      "{} x", "{\"\xff\":1}", "{}{}"};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
     expect_header_error(texts[i], strlen(texts[i]), 0, 0, "model.safetensors");
   /* nothing covers the data; no tensors at all; values that are not strings */
@@ -334,7 +255,8 @@ static void large_headers(void **state) {
       add_text(&b, "1");
       for (int i = 0; i < 100000; i++) {
         char entry[96];
-        snprintf(entry, sizeof entry, ",\"x%d\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[%d,%d]}", i, 4 * i, 4 * i + 4);
+        snprintf(entry, sizeof entry, ",\"x%d\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[%d,%d]}", i, 4 * i,
+                 4 * i + 4);
         add_text(&b, entry);
       }
       add_text(&b, "}");
@@ -355,8 +277,9 @@ static void large_headers(void **state) {
 /* One entry beside a good wte.weight of bytes [0, 120). */
 static void with_entry(const char *name, const char *entry, size_t data, const char *field) {
   char header[512];
-  int size = snprintf(header, sizeof header,
-                      "{\"wte.weight\":{\"dtype\":\"F32\",\"shape\":[5,6],\"data_offsets\":[0,120]},\"%s\":%s}", name, entry);
+  int size =
+      snprintf(header, sizeof header,
+               "{\"wte.weight\":{\"dtype\":\"F32\",\"shape\":[5,6],\"data_offsets\":[0,120]},\"%s\":%s}", name, entry);
   expect_header_error(header, (size_t)size, 0, 120 + data, field);
 }
 
@@ -367,16 +290,16 @@ static void entries(void **state) {
     const char *entry;
     size_t data;
   } cases[] = {
-      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[116,140]}", 20},     /* overlapping */
+      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[116,140]}", 20}, /* overlapping */
       {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[0,24]}", 0},
-      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[124,148]}", 28},     /* a hole */
-      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[144,120]}", 24},     /* reversed */
-      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[120,144]}", 23},     /* past the end */
-      {"{\"dtype\":\"F32\",\"shape\":[7],\"data_offsets\":[120,144]}", 24},     /* shape and bytes disagree */
+      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[124,148]}", 28}, /* a hole */
+      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[144,120]}", 24}, /* reversed */
+      {"{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[120,144]}", 23}, /* past the end */
+      {"{\"dtype\":\"F32\",\"shape\":[7],\"data_offsets\":[120,144]}", 24}, /* shape and bytes disagree */
       {"{\"dtype\":\"F16\",\"shape\":[6],\"data_offsets\":[120,144]}", 24},
       {"{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[120,144]}", 24},
-      {"{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[120,124]}", 4},       /* no dimension */
-      {"{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[120,120]}", 0},      /* no element */
+      {"{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[120,124]}", 4},                      /* no dimension */
+      {"{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[120,120]}", 0},                     /* no element */
       {"{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[120,120]}", 0}, /* products that wrap */
       {"{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[120,120]}", 0},
       {"{\"dtype\":\"F32\",\"shape\":[2147483648,2147483648,4],\"data_offsets\":[120,120]}", 0},
@@ -396,16 +319,29 @@ static void entries(void **state) {
       {"{\"dtype\":\"Q8\",\"shape\":[6],\"data_offsets\":[120,144]}", 24},
       {"{\"dtype\":\"I32\",\"shape\":[6],\"data_offsets\":[120,144]}", 24},
       {"{\"dtype\":7,\"shape\":[6],\"data_offsets\":[120,144]}", 24},
-      {"7", 0}, {"[]", 0}, {"null", 0}};
-  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) with_entry("ln_f.bias", cases[i].entry, cases[i].data,
-                                                                       strstr(cases[i].entry, "1844") ? "big" : "tensor ");
+      {"7", 0},
+      {"[]", 0},
+      {"null", 0}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    with_entry("ln_f.bias", cases[i].entry, cases[i].data, strstr(cases[i].entry, "1844") ? "big" : "tensor ");
   const char *ok = "{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[120,144]}";
   with_entry("ln_f.bias", ok, 25, "data"); /* not reaching the end */
   with_entry("wte.weight", ok, 24, "duplicate");
-  with_entry("transformer.wte.weight", "{\"dtype\":\"F32\",\"shape\":[5,6],\"data_offsets\":[120,240]}", 120, "found twice");
-  static const char *const unknown[] = {"score.weight", "h.1.ln_1.bias", "h.00.ln_1.bias", "h.-1.ln_1.bias", "h..ln_1.bias",
-                                        "h.99999999999.ln_1.bias", "h.0.ln_3.bias", "h.0", "h.", "", "transformer.",
-                                        "transformer.transformer.ln_f.bias", "h.0.attn.bias.x"};
+  with_entry("transformer.wte.weight", "{\"dtype\":\"F32\",\"shape\":[5,6],\"data_offsets\":[120,240]}", 120,
+             "found twice");
+  static const char *const unknown[] = {"score.weight",
+                                        "h.1.ln_1.bias",
+                                        "h.00.ln_1.bias",
+                                        "h.-1.ln_1.bias",
+                                        "h..ln_1.bias",
+                                        "h.99999999999.ln_1.bias",
+                                        "h.0.ln_3.bias",
+                                        "h.0",
+                                        "h.",
+                                        "",
+                                        "transformer.",
+                                        "transformer.transformer.ln_f.bias",
+                                        "h.0.attn.bias.x"};
   for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) with_entry(unknown[i], ok, 24, "tensor ");
   with_entry("wpe.weight", ok, 24, "wpe.weight"); /* a vector where a matrix belongs */
   with_entry("a\\u0000b", ok, 24, "model.safetensors");
@@ -513,10 +449,11 @@ static void memory_stayed_small(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(round_trip),    cmocka_unit_test(untied_head),        cmocka_unit_test(shards),
-      cmocka_unit_test(configuration), cmocka_unit_test(headers),            cmocka_unit_test(large_headers),
-      cmocka_unit_test(entries),       cmocka_unit_test(every_prefix_fails), cmocka_unit_test(cut_while_open),
-      cmocka_unit_test(threads),       cmocka_unit_test(flipped_bytes),      cmocka_unit_test(memory_stayed_small)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip),     cmocka_unit_test(untied_head),
+                                     cmocka_unit_test(shards),         cmocka_unit_test(configuration),
+                                     cmocka_unit_test(headers),        cmocka_unit_test(large_headers),
+                                     cmocka_unit_test(entries),        cmocka_unit_test(every_prefix_fails),
+                                     cmocka_unit_test(cut_while_open), cmocka_unit_test(threads),
+                                     cmocka_unit_test(flipped_bytes),  cmocka_unit_test(memory_stayed_small)};
   return cmocka_run_group_tests_name("safetensors", tests, make_folder, remove_folder);
 }

@@ -1,0 +1,8 @@
+# examples/generate.c: what a newcomer copies runs, repeats itself, and says what is wrong.
+example=$(dirname "$UNDERSTUDY")/example_generate
+model=$FIXTURES/gpt2-tiny
+"$example" "$model" hello >one && [ -s one ] && echo "it writes"
+"$example" "$model" hello "$model" | cmp - one
+"$example" absent hello || echo "exit $?"
+"$example" 2>&1 | sed 's#/.*/##'
+exit 0

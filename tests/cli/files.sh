@@ -1,0 +1,39 @@
+# quantize, inspect, eval, tokenize, grow: files in and out, and nothing half written.
+model=$FIXTURES/gpt2-tiny
+figures() { "$UNDERSTUDY" eval -m "$1" --isa scalar "hello world, this is a test" | tr -s ' \n' ' '; }
+echo "directory: $(figures "$model" | sed -E 's/(\.[0-9])[0-9]+/\1/g')"
+for type in f32 f16 bf16 q8_0; do
+  "$UNDERSTUDY" quantize "$model" -o $type.gguf --type $type || echo "exit $?"
+  echo "$type: $(figures $type.gguf | sed -E 's/(\.[0-9])[0-9]+/\1/g')"
+  "$UNDERSTUDY" inspect $type.gguf | grep -E 'token_embd|position_embd|blk.0.attn_qkv|\.tokens|shape'
+done
+"$UNDERSTUDY" quantize q8_0.gguf -o again.gguf --type q8_0 && cmp q8_0.gguf again.gguf
+"$UNDERSTUDY" quantize f32.gguf -o again.gguf --type f32 && cmp f32.gguf again.gguf
+
+echo "== eval --json"
+"$UNDERSTUDY" eval -m "$model" --json scores.json "hello world" >/dev/null
+grep -E '"(tokens|bytes)"' scores.json
+echo "$(grep -cE '^  -[0-9.]+,?$' scores.json) log-probabilities"
+awk '/^  -/ { sum -= $1 } /nll/ { nll = $2 + 0 } END { print (sum - nll < 1e-3 && nll - sum < 1e-3) ? "they add up" : "sum " sum " nll " nll }' scores.json
+"$UNDERSTUDY" eval -m "$model" '' 2>&1
+
+echo "== tokenize"
+"$UNDERSTUDY" tokenize -m "$model" 'Hello  world<|endoftext|>'
+"$UNDERSTUDY" tokenize -m q8_0.gguf --special 'Hello  world<|endoftext|>'
+printf 'a\000b\377' | "$UNDERSTUDY" tokenize -m "$model" | "$UNDERSTUDY" tokenize -m "$model" --decode | od -An -tx1
+"$UNDERSTUDY" tokenize -m "$model" --decode 39 68 2>&1
+"$UNDERSTUDY" tokenize -m "$FIXTURES/gpt2" 'def main():'
+for ids in 300 1x 99999999999999999999 x; do "$UNDERSTUDY" tokenize -m "$model" --decode "1 $ids" 2>&1; done
+
+echo "== what cannot be made"
+mkdir empty
+for arguments in "quantize $model --type q8_0 -o absent/q.gguf" "quantize empty --type q8_0 -o q.gguf" \
+  "grow $model --like gpt2 -o q.gguf" "tokenize -m empty hi" "inspect empty" "ngram -m $model -o absent/x.ngram -n 5"; do
+  # shellcheck disable=SC2086
+  "$UNDERSTUDY" $arguments >stdout 2>stderr
+  echo "exit $?, stdout $(wc -c <stdout): $(sed "s#$FIXTURES/##g" stderr)"
+done
+"$UNDERSTUDY" inspect "$model" >/dev/full 2>stderr
+echo "exit $?: $(cat stderr)"
+find . -name 'q.gguf*' -o -name '*.tmp*'
+exit 0

@@ -1,0 +1,38 @@
+# roofline: the figures as JSON, the chart with its CSV (where there is a gnuplot), clear errors.
+model=$FIXTURES/gpt2-tiny
+cat >bench.json <<'JSON'
+{"target": {"architecture": "gpt2", "parameters": 774030080},
+ "modes": [{"mode": "plain", "tokens_per_s": 14.4, "flop_per_s": 2.2e10, "flop_per_byte": 1.0},
+           {"mode": "staged", "tokens_per_s": 45, "flop_per_s": 1.4e11, "flop_per_byte": 12.5}]}
+JSON
+"$UNDERSTUDY" roofline -m "$model" --json figures.json >stdout || echo "exit $?"
+grep -oE '"(isa|threads|read_gb_per_s|peak_tflop_per_s|pass_ms)"' figures.json
+echo "$(grep -c '"rows"' figures.json) passes"
+ls -- *.svg 2>/dev/null
+
+if command -v gnuplot >/dev/null; then
+  for chart in chart.svg chart.png; do
+    "$UNDERSTUDY" roofline --quiet --bench bench.json --device rtx4090 -o $chart >/dev/null || echo "exit $?"
+    [ -s $chart ] || echo "no $chart"
+  done
+  grep -q '</svg>' chart.svg || echo "chart.svg is cut off"
+  grep -c 'tokens/s' chart.svg
+  sed -E '/this machine/s/,[0-9].*/,…/' chart.csv
+else
+  printf '%s\n' 2 'kind,label,flop_per_byte,flop_per_s' 'ridge,"this machine",…' 'ridge,"RTX 4090",163.889,1.652e+14' \
+    'measured,"plain, 14.4 tokens/s",1,2.2e+10' 'measured,"staged, 45.0 tokens/s",12.5,1.4e+11' \
+    'reference,"paper: plain",1,2e+11' 'reference,"paper: staged",30,8e+11'
+fi
+
+echo "== without gnuplot"
+mkdir path
+PATH=$PWD/path "$UNDERSTUDY" roofline -o bare.svg 2>&1 >/dev/null
+echo "== errors"
+echo '{"modes": []}' >none.json
+echo '{"modes": [{"mode": "plain"}]}' >short.json
+echo '<html>' >page.json
+for file in none.json short.json page.json absent.json; do "$UNDERSTUDY" roofline --bench $file --json x.json 2>&1; done
+"$UNDERSTUDY" roofline --json absent/x.json 2>&1
+"$UNDERSTUDY" roofline -o absent/x.svg 2>&1
+ls -- x.json bare* *.tmp 2>/dev/null
+exit 0

@@ -1,0 +1,59 @@
+# run: the answer alone on stdout, the same in every mode; prompts from everywhere; what cannot be written.
+model=$FIXTURES/gpt2-tiny
+run() { "$UNDERSTUDY" run -m "$model" "$@"; }
+digest() { sha256sum | cut -c1-64; }
+
+run -n 40 hello >plain-default 2>statistics || echo "exit $?"
+sed -E 's/[0-9.]+ s:/T s:/; s/[0-9.]+ tokens\/s/R tokens\/s/; s/[0-9.]+ tokens\/pass/P tokens\/pass/; s/\(.*\)/(COUNTS)/' statistics
+for options in "--mode plain" "--mode staged" "-d $model --mode speculative" "-d $model" "--threads 1" "--quiet"; do
+  # shellcheck disable=SC2086
+  run -n 40 $options hello 2>/dev/null | cmp - plain-default || echo "$options: another text"
+done
+run -n 40 --quiet hello 2>&1 >/dev/null
+printf hello >prompt
+run -n 40 -f prompt 2>/dev/null | cmp - plain-default
+run -n 40 <prompt 2>/dev/null | cmp - plain-default
+run -n 40 -f - <prompt 2>/dev/null | cmp - plain-default
+
+echo "== sampled: a function of the seed"
+run -n 40 --temperature 1 --top-k 50 --seed 7 hello 2>/dev/null >seven
+run -n 40 --temperature 1 --top-k 50 --seed 7 --mode plain hello 2>/dev/null | cmp - seven
+run -n 40 --temperature 1 --top-k 50 --seed 7 -d "$model" hello 2>/dev/null | cmp - seven
+run -n 40 --temperature 1 --top-k 50 --seed 8 hello 2>/dev/null | cmp -s - seven && echo "seed 8 gave seed 7's text"
+
+echo "== the report's digest is the text's"
+for n in 0 1 2 31 62; do
+  run -n $n --json report.json --temperature 2 hi >text 2>/dev/null || echo "exit $?"
+  digest <text | grep -q "$(sed -n 's/.*"text_sha256": "\(.*\)".*/\1/p' report.json)" || echo "n=$n: another digest"
+done
+sed -E 's/[0-9]+\.[0-9]+(e[-+]?[0-9]+)?/X/; s/("(isa|path|text_sha256)"): ".*"/\1: "…"/
+        s/("(threads|tokens|target_passes|draft|ngram|context)"): [0-9]+/\1: N/; s/("bytes_vs_plain"): .*,/\1: …,/' report.json
+
+echo "== odd prompts"
+run -n 3 --quiet '' >out && [ -s out ] && echo "empty: exit 0"
+printf '\346\255\377\300\200' | run -n 3 --quiet >/dev/null && echo "invalid UTF-8: exit 0"
+run -n 3 --quiet -- --help >/dev/null && echo "after --: exit 0"
+for length in 63 64 65; do
+  run -n 3 --quiet "$(head -c $length /dev/zero | tr '\0' '~')" 2>&1 >/dev/null
+  echo "$length tokens: exit $?"
+done
+run -n 0 --quiet hi | wc -c
+run -n 2147483647 --quiet hi >out && [ -s out ] && echo "n = 2^31-1: exit 0"
+
+echo "== colour"
+run -n 62 --quiet hi | grep -c "$(printf '\033')"
+run -n 62 --quiet --color hi >tinted
+sed 's/\x1b\[[0-9]*m//g' tinted >bare
+run -n 62 --quiet hi | cmp - bare
+
+echo "== what cannot be written or opened"
+run -n 3 hi >/dev/full 2>stderr || { echo "exit $?"; grep -v 'tokens/s' stderr; }
+run -n 3 --json absent/x.json hi 2>&1 | tail -1
+run -n 3 --json . hi 2>&1 | tail -1
+run -n 3 --json /dev/full hi 2>&1 >/dev/null | tail -1
+[ -c /dev/full ] || echo "/dev/full was replaced"
+run -n 3 -f absent 2>&1
+run -n 3 -d absent hi 2>&1
+run -n 3 --ngram absent hi 2>&1
+find . -name '*.tmp*'
+exit 0

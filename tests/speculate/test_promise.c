@@ -1,0 +1,186 @@
+/* The promise: the text of every mode equals plain decoding, token for token, whatever drafts for it.
+ *
+ * Random models, prompts, seeds, temperatures and filters; drafts that agree always, sometimes and never; one and
+ * two threads; every kernel level of this machine. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "speculate/decode.h"
+#include "support/random_model.h"
+
+enum { VOCABULARY = 97, CONTEXT = 128, LENGTH = 90 };
+
+typedef struct text {
+  int count;
+  int32_t tokens[CONTEXT];
+} text;
+
+static bool keep(void *user, int32_t token, understudy_origin origin) {
+  (void)origin;
+  text *t = user;
+  t->tokens[t->count++] = token;
+  return false;
+}
+
+/* Makes every pass look free, so that the largest trees are grown, however wrong the candidates. */
+static void free_of_charge(ust_planner *planner) {
+  for (int i = 0; i < planner->target_cost.points; i++) planner->target_cost.seconds[i] = 0;
+  for (int i = 0; i < planner->draft_cost.points; i++) planner->draft_cost.seconds[i] = 0;
+}
+
+static understudy_stats generate(const ust_decoder_options *options, bool free_passes, const int32_t *prompt,
+                                 int prompt_count, text *out) {
+  ust_decoder *decoder;
+  understudy_error err = {0};
+  assert_int_equal(ust_decoder_create(options, &decoder, &err), UNDERSTUDY_OK);
+  if (free_passes) free_of_charge(ust_decoder_planner(decoder));
+  assert_int_equal(ust_decoder_prompt(decoder, prompt, prompt_count, NULL, NULL, &err), UNDERSTUDY_OK);
+  out->count = 0;
+  while (out->count < LENGTH && !ust_decoder_step(decoder, LENGTH - out->count, keep, out).end) {}
+  understudy_stats stats;
+  ust_decoder_stats(decoder, &stats);
+  assert_int_equal(ust_decoder_count(decoder), prompt_count + out->count);
+  ust_decoder_free(decoder);
+  return stats;
+}
+
+/* An n-gram file of random text: its guesses are wrong on purpose. */
+static ust_ngram *random_ngram(uint64_t seed) {
+  char path[64];
+  understudy_error err = {0};
+  ust_ngram_fit *fit;
+  ust_ngram *ngram;
+  int32_t words[400];
+  for (int i = 0; i < 400; i++) words[i] = random_below(&seed, i % 3 ? 12 : VOCABULARY);
+  snprintf(path, sizeof path, "/tmp/understudy-test-%d.ngram", (int)getpid());
+  assert_int_equal(ust_ngram_fit_create(VOCABULARY, 7, &fit, &err), UNDERSTUDY_OK);
+  assert_int_equal(ust_ngram_fit_add(fit, words, 400, &err), UNDERSTUDY_OK);
+  assert_int_equal(ust_ngram_fit_write(fit, path, 0, &err), UNDERSTUDY_OK);
+  ust_ngram_fit_free(fit);
+  assert_int_equal(ust_ngram_open(path, VOCABULARY, 7, &ngram, &err), UNDERSTUDY_OK);
+  unlink(path);
+  return ngram;
+}
+
+static const understudy_sampling samplings[] = {
+    {.temperature = 0, .top_p = 1},
+    {.temperature = 1, .top_p = 1, .top_k = 10, .seed = 1},
+    {.temperature = 0.6f, .top_p = 0.9f, .seed = 2},
+    {.temperature = 1.5f, .top_p = 1, .min_p = 0.02f, .seed = 3},
+};
+
+static void check_level(ust_isa isa, uint64_t seed) {
+  random_model shape = {VOCABULARY, CONTEXT, 64, 2, 2, seed % 3 == 0 ? UST_TYPE_Q8_0 : UST_TYPE_BF16, seed, 0.2f};
+  random_model other = shape, small = {VOCABULARY, 64, 32, 1, 1, UST_TYPE_F32, seed + 2, 0.3f};
+  other.seed = seed + 1;
+  ust_model *target = random_model_open(&shape, isa, 1), *two = random_model_open(&shape, isa, 2);
+  ust_model *drafts[] = {NULL, target, random_model_open(&other, isa, 1), random_model_open(&small, isa, 1)};
+  ust_ngram *ngram = random_ngram(seed);
+  uint64_t state = seed;
+  for (size_t s = 0; s < sizeof samplings / sizeof *samplings; s++) {
+    int32_t prompt[30];
+    int prompt_count = 1 + random_below(&state, 30);
+    for (int i = 0; i < prompt_count; i++) prompt[i] = random_below(&state, VOCABULARY);
+    ust_decoder_options options = {.target = target, .context = CONTEXT, .end_token = -1, .sampling = samplings[s]};
+    options.sampling.seed += seed;
+    text plain, speculated;
+    generate(&options, false, prompt, prompt_count, &plain);
+    assert_int_equal(plain.count, LENGTH);
+    for (int d = 0; d < 4; d++)
+      for (int stages = 0; stages < 3; stages++) {
+        if (d == 0 && stages == 0) continue;
+        options.target = (d + stages) % 2 ? two : target;
+        options.draft = drafts[d];
+        options.text = stages > 0;
+        options.ngram = stages > 1 ? ngram : NULL;
+        bool free_passes = random_below(&state, 4) > 0;
+        understudy_stats stats = generate(&options, free_passes, prompt, prompt_count, &speculated);
+        if (speculated.count != plain.count || memcmp(speculated.tokens, plain.tokens, sizeof(int32_t) * LENGTH) != 0)
+          fail_msg("level %s, seed %llu, sampling %zu, draft %d, stages %d: the text differs from plain decoding",
+                   ust_isa_name(isa), (unsigned long long)seed, s, d, stages);
+        assert_true(stats.target_passes <= LENGTH);
+        if (d == 1 && free_passes) assert_true(stats.target_passes < LENGTH / 3); /* a draft that is the target must help */
+      }
+  }
+  ust_model_close(target);
+  ust_model_close(two);
+  ust_model_close(drafts[2]);
+  ust_model_close(drafts[3]);
+  ust_ngram_close(ngram);
+}
+
+static void text_equals_plain(void **unused) {
+  (void)unused;
+  for (int isa = 0; isa < UST_ISA_COUNT; isa++)
+    if (ust_kernels_get((ust_isa)isa, NULL))
+      for (uint64_t seed = 1; seed <= 3; seed++) check_level((ust_isa)isa, 1000 * seed);
+}
+
+/* A stop asked for by the callback ends the text after that token in every mode. */
+static bool stop_at_seven(void *user, int32_t token, understudy_origin origin) {
+  keep(user, token, origin);
+  return ((text *)user)->count == 7;
+}
+
+static void callback_stops_exactly(void **unused) {
+  (void)unused;
+  random_model shape = {VOCABULARY, CONTEXT, 64, 2, 2, UST_TYPE_BF16, 5, 0.2f};
+  ust_model *target = random_model_open(&shape, ust_kernels_best(), 1);
+  ust_decoder_options options = {.target = target, .draft = target, .text = true, .context = CONTEXT, .end_token = -1,
+                                 .sampling = samplings[0]};
+  ust_decoder *decoder;
+  understudy_error err;
+  text t = {0};
+  int32_t prompt = 3;
+  assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
+  assert_int_equal(ust_decoder_prompt(decoder, &prompt, 1, NULL, NULL, &err), UNDERSTUDY_OK);
+  while (!ust_decoder_step(decoder, 50, stop_at_seven, &t).end) {}
+  assert_int_equal(t.count, 7);
+  assert_int_equal(ust_decoder_count(decoder), 8);
+  ust_decoder_free(decoder);
+  ust_model_close(target);
+}
+
+/* The context fills to its last position and no further; the end token ends the text unreported. */
+static void context_and_end_token(void **unused) {
+  (void)unused;
+  random_model shape = {VOCABULARY, 64, 64, 1, 2, UST_TYPE_BF16, 9, 0.2f};
+  ust_model *target = random_model_open(&shape, ust_kernels_best(), 1);
+  int32_t prompt[4] = {1, 2, 3, 4};
+  text all = {0}, cut = {0};
+  understudy_error err;
+  for (int draft = 0; draft < 2; draft++) {
+    ust_decoder_options options = {.target = target, .draft = draft ? target : NULL, .context = 64, .end_token = -1,
+                                   .sampling = samplings[1]};
+    ust_decoder *decoder;
+    assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
+    assert_int_equal(ust_decoder_prompt(decoder, prompt, 4, NULL, NULL, &err), UNDERSTUDY_OK);
+    all.count = 0;
+    while (!ust_decoder_step(decoder, 1000, keep, &all).end) {}
+    assert_int_equal(all.count, 60);
+    ust_decoder_free(decoder);
+    options.end_token = all.tokens[20];
+    assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
+    assert_int_equal(ust_decoder_prompt(decoder, prompt, 4, NULL, NULL, &err), UNDERSTUDY_OK);
+    cut.count = 0;
+    while (!ust_decoder_step(decoder, 1000, keep, &cut).end) {}
+    int first = 0;
+    while (all.tokens[first] != options.end_token) first++;
+    assert_int_equal(cut.count, first);
+    assert_memory_equal(cut.tokens, all.tokens, sizeof(int32_t) * (size_t)first);
+    ust_decoder_free(decoder);
+  }
+  ust_model_close(target);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(text_equals_plain),
+      cmocka_unit_test(callback_stops_exactly),
+      cmocka_unit_test(context_and_end_token),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
