@@ -58,24 +58,20 @@ static inline void prefetch(const char *at, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + AHEAD + i, _MM_HINT_T0);
 }
 
-/* The sums of up to 32 rows and one panel: c[32][32]. `bottom` 0: the second 16 rows are absent. */
+/* Multiplies up to 32 rows with one panel into sum tiles 0-3. `bottom` false: the second 16 rows are absent;
+ * `fresh`: the panel comes from memory, not from a cache. */
 static inline __attribute__((always_inline)) void panel_sums(const ust_matrix *w, int panel, const uint16_t *x,
-                                                             size_t x_stride, bool bottom, ust_format format,
-                                                             float c[][UST_PANEL]) {
+                                                             size_t x_stride, bool bottom, bool fresh, ust_format format) {
   uint8_t wide[2][TILE] __attribute__((aligned(64)));
   int blocks = block_count(w);
   size_t step = block_bytes(format), x_bytes = x_stride * 2;
   const char *left = strip_of(w, 2 * panel), *right = strip_of(w, 2 * panel + 1);
   const uint16_t *lower = x + 16 * x_stride;
-  _tile_zero(0);
-  _tile_zero(1);
-  if (bottom) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
   for (int b = 0; b < blocks; b++, left += step, right += step) {
-    prefetch(left, step);
-    prefetch(right, step);
+    if (fresh) {
+      prefetch(left, step);
+      prefetch(right, step);
+    }
     if (format == UST_FORMAT_Q8) {
       widen(left, wide[0]);
       widen(right, wide[1]);
@@ -95,50 +91,111 @@ static inline __attribute__((always_inline)) void panel_sums(const ust_matrix *w
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, c[0], UST_PANEL * 4);
-  _tile_stored(1, c[0] + STRIP, UST_PANEL * 4);
+}
+
+static void tiles_zero(bool bottom) {
+  _tile_zero(0);
+  _tile_zero(1);
   if (bottom) {
-    _tile_stored(2, c[16], UST_PANEL * 4);
-    _tile_stored(3, c[16] + STRIP, UST_PANEL * 4);
+    _tile_zero(2);
+    _tile_zero(3);
   }
 }
 
-/* Rows in groups of 32; all panels for each group of rows when x is large, all groups for each panel when the
- * weights are: the panel then comes from memory once. */
-static void matmul_group(const ust_matrix *w, int panel, const uint16_t *x, size_t x_stride, int rows, const float *bias,
-                         ust_epilogue epilogue, void *y, size_t y_stride, size_t row) {
+static void tiles_load(const float *y, size_t stride, bool bottom) {
+  written();
+  _tile_loadd(0, y, stride * 4);
+  _tile_loadd(1, y + STRIP, stride * 4);
+  if (bottom) {
+    _tile_loadd(2, y + 16 * stride, stride * 4);
+    _tile_loadd(3, y + 16 * stride + STRIP, stride * 4);
+  }
+}
+
+static void tiles_store(float *y, size_t stride, bool bottom) {
+  _tile_stored(0, y, stride * 4);
+  _tile_stored(1, y + STRIP, stride * 4);
+  if (bottom) {
+    _tile_stored(2, y + 16 * stride, stride * 4);
+    _tile_stored(3, y + 16 * stride + STRIP, stride * 4);
+  }
+}
+
+/* One panel, up to 32 rows. Without a bias, sums go to y (or start from it) directly. */
+static inline __attribute__((always_inline)) void matmul_group(const ust_matrix *w, int panel, const uint16_t *x,
+                                                               size_t x_stride, int rows, bool fresh, ust_format format,
+                                                               const float *bias, ust_epilogue epilogue, char *y,
+                                                               size_t y_stride) {
+  bool bottom = rows > 16, direct = !bias && epilogue != UST_GELU;
+  if (direct && epilogue == UST_ADD)
+    tiles_load((const float *)(const void *)y + (size_t)panel * UST_PANEL, y_stride, bottom);
+  else
+    tiles_zero(bottom);
+  if (bottom)
+    panel_sums(w, panel, x, x_stride, true, fresh, format);
+  else
+    panel_sums(w, panel, x, x_stride, false, fresh, format);
+  if (direct) {
+    tiles_store((float *)(void *)y + (size_t)panel * UST_PANEL, y_stride, bottom);
+    return;
+  }
   float c[32][UST_PANEL] __attribute__((aligned(64)));
-  if (w->format == UST_FORMAT_Q8) {
-    if (rows > 16)
-      panel_sums(w, panel, x, x_stride, true, UST_FORMAT_Q8, c);
-    else
-      panel_sums(w, panel, x, x_stride, false, UST_FORMAT_Q8, c);
-  } else {
-    if (rows > 16)
-      panel_sums(w, panel, x, x_stride, true, UST_FORMAT_BF16, c);
-    else
-      panel_sums(w, panel, x, x_stride, false, UST_FORMAT_BF16, c);
-  }
+  tiles_store(c[0], UST_PANEL, bottom);
   for (int r = 0; r < rows; r++)
-    row_finish(c[r], bias ? bias + (size_t)panel * UST_PANEL : NULL, epilogue, y,
-               (row + (size_t)r) * y_stride + (size_t)panel * UST_PANEL);
+    row_finish(c[r], bias ? bias + (size_t)panel * UST_PANEL : NULL, epilogue, y, (size_t)r * y_stride + (size_t)panel * UST_PANEL);
 }
 
-static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
-                   const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+/* Rows in groups of 32; each panel meets all groups before the next comes from memory. */
+static inline __attribute__((always_inline)) void matmul_format(const ust_matrix *w, int panel, int panel_end,
+                                                                const uint16_t *x, size_t x_stride, int rows,
+                                                                ust_format format, const float *bias,
+                                                                ust_epilogue epilogue, char *y, size_t y_stride) {
   int whole = rows / 32 * 32, rest = rows - whole;
+  size_t y_bytes = y_stride * (epilogue == UST_GELU ? sizeof(activation) : sizeof(float));
   if (whole) {
     configure(16, 16);
-    for (int p = panel; p < panel_end; p++)
-      for (int r = 0; r < whole; r += 32)
-        matmul_group(w, p, (const uint16_t *)x + (size_t)r * x_stride, x_stride, 32, bias, epilogue, y, y_stride, (size_t)r);
+    for (int p = panel; p < panel_end; p++) {
+      matmul_group(w, p, x, x_stride, 32, true, format, bias, epilogue, y, y_stride);
+      for (int r = 32; r < whole; r += 32)
+        matmul_group(w, p, x + (size_t)r * x_stride, x_stride, 32, false, format, bias, epilogue, y + (size_t)r * y_bytes,
+                     y_stride);
+    }
   }
   if (rest) {
     configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
     for (int p = panel; p < panel_end; p++)
-      matmul_group(w, p, (const uint16_t *)x + (size_t)whole * x_stride, x_stride, rest, bias, epilogue, y, y_stride,
-                   (size_t)whole);
+      matmul_group(w, p, x + (size_t)whole * x_stride, x_stride, rest, true, format, bias, epilogue,
+                   y + (size_t)whole * y_bytes, y_stride);
   }
+}
+
+static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
+                   const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+  if (w->format == UST_FORMAT_Q8)
+    matmul_format(w, panel, panel_end, x, x_stride, rows, UST_FORMAT_Q8, bias, epilogue, y, y_stride);
+  else
+    matmul_format(w, panel, panel_end, x, x_stride, rows, UST_FORMAT_BF16, bias, epilogue, y, y_stride);
+}
+
+/* y[c][r] = x[r][c] for 32 rows x 16 columns: pairs of rows become words, words are transposed. */
+static inline void transpose_block(const float *x, size_t x_stride, uint16_t *y, size_t y_stride) {
+  __m512i words[16];
+  for (int r = 0; r < 16; r++)
+    words[r] = pair_bf16(_mm512_loadu_ps(x + (size_t)(2 * r) * x_stride), _mm512_loadu_ps(x + (size_t)(2 * r + 1) * x_stride));
+  transpose16(words);
+  for (int c = 0; c < 16; c++) _mm512_storeu_si512(y + (size_t)c * y_stride, words[c]);
+}
+
+static void convert_transposed(const float *x, size_t x_stride, int rows, int cols, void *y, size_t y_stride) {
+  uint16_t *out = y;
+  int whole_rows = rows / 32 * 32, whole_cols = cols / 16 * 16;
+  for (int r = 0; r < whole_rows; r += 32)
+    for (int c = 0; c < whole_cols; c += 16)
+      transpose_block(x + (size_t)r * x_stride + c, x_stride, out + (size_t)c * y_stride + r, y_stride);
+  if (whole_cols < cols && whole_rows)
+    row_convert_transposed(x + whole_cols, x_stride, whole_rows, cols - whole_cols, out + (size_t)whole_cols * y_stride, y_stride);
+  if (whole_rows < rows)
+    row_convert_transposed(x + (size_t)whole_rows * x_stride, x_stride, rows - whole_rows, cols, out + whole_rows, y_stride);
 }
 
 /* ---- attention ----
@@ -238,6 +295,7 @@ void ust_amx_fill(ust_kernels *table) {
   training_fill(table);
   layout_fill(table);
   table->matmul = matmul;
+  table->convert_transposed = convert_transposed;
   table->attention_scratch = attention_scratch;
   table->attention = attention;
   table->release = release;

@@ -38,6 +38,52 @@ static inline __m512 pair_odd(__m512i pair) {
   return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000)));
 }
 
+/* 16 x 16 words of 32 bits, transposed in place. */
+static inline void transpose16(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) { /* r[i + 4 g]: word i of each quarter, rows 4g … 4g+3 */
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+/* 32 consecutive f32 -> 16 pairs */
+static inline __m512i row_pairs(__m512 low, __m512 high) {
+  __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+  __m512i a = _mm512_castps_si512(low), b = _mm512_castps_si512(high);
+  a = _mm512_add_epi32(a, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(a, 16), one)));
+  b = _mm512_add_epi32(b, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(b, 16), one)));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16))),
+                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(b, 16)), 1);
+}
+
+/* A whole block of 16 columns x 32 inputs whose inputs are consecutive in the source. */
+static inline void pack_block(const float *source, size_t row_stride, char *to) {
+  __m512i rows[16];
+  for (int r = 0; r < 16; r++)
+    rows[r] = row_pairs(_mm512_loadu_ps(source + (size_t)r * row_stride), _mm512_loadu_ps(source + (size_t)r * row_stride + 16));
+  transpose16(rows);
+  for (int r = 0; r < 16; r++) _mm512_store_si512((void *)(to + 64 * r), rows[r]);
+}
+
 static void layout_pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
   int blocks = block_count(m), last = UST_ROUND_UP(row + count, UST_PANEL);
   __m512i rows16 = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
@@ -47,7 +93,10 @@ static void layout_pack(ust_matrix *m, int row, int count, const float *source, 
     __mmask16 mask = (__mmask16)((1u << valid) - 1);
     const float *from = source + (size_t)(r - row) * row_stride;
     char *to = (char *)m->data + (size_t)(r / STRIP) * blocks * TILE;
-    for (int k = 0; k < blocks * BLOCK; k += 2, to += 64) {
+    int k = 0;
+    if (col_stride == 1 && valid == STRIP)
+      for (; k + BLOCK <= m->cols; k += BLOCK, to += TILE) pack_block(from + k, row_stride, to);
+    for (; k < blocks * BLOCK; k += 2, to += 64) {
       __m512 value[2];
       for (int i = 0; i < 2; i++) {
         const float *column = from + (size_t)(k + i) * col_stride;
