@@ -28,21 +28,13 @@ void understudy_free(void *memory) { ust_free(memory); }
 
 /* ---- engine ---- */
 
-/* The tokenizer a model file brings: a directory's files or GGUF's metadata. */
+/* The tokenizer a model brings: a directory's files or GGUF's metadata. */
 static understudy_status open_tokenizer(const ust_weights *weights, ust_tokenizer **tokenizer, understudy_error *err) {
   const char *path = ust_weights_path(weights);
   if (ust_weights_is_directory(weights)) return ust_tokenizer_load(path, tokenizer, err);
-  const ust_config *config = ust_weights_config(weights);
-  ust_vocabulary v = {.bos = config->bos, .eos = config->eos};
-  size_t types = 0;
-  if (!ust_weights_strings(weights, "tokenizer.ggml.tokens", &v.tokens, &v.count) ||
-      !ust_weights_strings(weights, "tokenizer.ggml.merges", &v.merges, &v.merge_count))
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                     "%s: no tokenizer, expected tokenizer.ggml.tokens and tokenizer.ggml.merges", path);
-  if (ust_weights_integers(weights, "tokenizer.ggml.token_type", &v.types, &types) && types != v.count)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tokenizer.ggml.token_type has %zu entries, expected %zu", path,
-                     types, v.count);
-  return ust_tokenizer_create(&v, path, tokenizer, err);
+  ust_vocabulary vocabulary;
+  UST_TRY(ust_weights_vocabulary(weights, &vocabulary, err));
+  return ust_tokenizer_create(&vocabulary, path, tokenizer, err);
 }
 
 /* Opens one model and its tokenizer; the vocabularies of both must agree. */

@@ -73,9 +73,11 @@ understudy_status ust_file_open(ust_file *file, const char *path, understudy_err
 understudy_status ust_file_read(const ust_file *file, uint64_t offset, void *data, size_t size,
                                 understudy_error *err);
 void ust_file_close(ust_file *file);
-/* Reads a whole file of at most `limit` bytes, a zero byte after it; *data is freed with ust_free().
- * Pipes and terminals are read to their end too. `path` "-" is standard input. */
+/* Reads a whole regular file of at most `limit` bytes, a zero byte after it; *data is freed with ust_free(). */
 understudy_status ust_file_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err);
+/* The same for text a user hands over: pipes and terminals are read to their end (and waited for). `path` "-" is
+ * standard input. */
+understudy_status ust_input_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err);
 
 /* A file being written: bytes go to a temporary file beside `path`, which replaces `path` only in
  * ust_writer_commit() (after fsync), so that a reader never sees half a file. The first failure sticks:

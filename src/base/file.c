@@ -59,37 +59,56 @@ void ust_file_close(ust_file *file) {
 }
 
 understudy_status ust_file_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err) {
+  ust_file file;
+  UST_TRY(ust_file_open(&file, path, err));
+  understudy_status status = UNDERSTUDY_OK;
+  char *bytes = NULL;
+  if (file.size > limit)
+    status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found %llu bytes, expected at most %zu", path,
+                       (unsigned long long)file.size, limit);
+  else if (!(bytes = malloc((size_t)file.size + 1)))
+    status = ust_error_memory(err, (size_t)file.size, path);
+  else
+    status = ust_file_read(&file, 0, bytes, (size_t)file.size, err);
+  if (status == UNDERSTUDY_OK) {
+    bytes[file.size] = 0;
+    *data = bytes;
+    *size = (size_t)file.size;
+  } else {
+    free(bytes);
+  }
+  ust_file_close(&file);
+  return status;
+}
+
+static understudy_status read_to_end(int fd, const char *name, size_t limit, ust_buffer *out, understudy_error *err) {
+  char chunk[1 << 16];
+  for (;;) {
+    ssize_t got = read(fd, chunk, sizeof chunk);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return io_error(err, name, "read", errno);
+    if (got > 0 && out->size + (size_t)got > limit)
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found more than %zu bytes, expected at most that", name, limit);
+    bool room = got ? ust_buffer_append(out, chunk, (size_t)got) : ust_buffer_append(out, "", 1);
+    if (!room) return ust_error_memory(err, out->size, name);
+    if (got == 0) return UNDERSTUDY_OK;
+  }
+}
+
+understudy_status ust_input_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err) {
   bool standard_input = strcmp(path, "-") == 0;
   const char *name = standard_input ? "standard input" : path;
   int fd = standard_input ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return io_error(err, name, "open", errno);
-  size_t capacity = 1 << 16, used = 0;
-  char *bytes = malloc(capacity);
-  understudy_status status = bytes ? UNDERSTUDY_OK : ust_error_memory(err, capacity, name);
-  while (status == UNDERSTUDY_OK) {
-    ssize_t got = read(fd, bytes + used, capacity - used - 1);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) status = io_error(err, name, "read", errno);
-    if (got <= 0) break;
-    used += (size_t)got;
-    if (used > limit)
-      status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: longer than the limit of %zu bytes", name, limit);
-    if (status == UNDERSTUDY_OK && used + 1 == capacity) {
-      char *grown = realloc(bytes, capacity *= 2);
-      if (grown)
-        bytes = grown;
-      else
-        status = ust_error_memory(err, capacity, name);
-    }
-  }
+  ust_buffer bytes = {0};
+  understudy_status status = read_to_end(fd, name, limit, &bytes, err);
   if (!standard_input) close(fd);
   if (status != UNDERSTUDY_OK) {
-    free(bytes);
+    ust_buffer_free(&bytes);
     return status;
   }
-  bytes[used] = 0;
-  *data = bytes;
-  *size = used;
+  *data = bytes.data;
+  *size = bytes.size - 1; /* the zero byte */
   return UNDERSTUDY_OK;
 }
 

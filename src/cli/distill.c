@@ -14,9 +14,10 @@ int ust_cli_distill(int argc, char **argv) {
   const char *teacher = NULL;
   const ust_option options[] = {
       UST_TRAIN_CLI_OPTIONS(&cli),
-      {"teacher", 0, UST_OPTION_TEXT, &teacher, "T", "a GGUF file or a Hugging Face directory", .required = true},
-      {"tokenizer", 0, UST_OPTION_TEXT, &cli.tokenizer, "PATH", .help = "where to find it [the teacher's own]"},
-      UST_OPTIONS_END};
+      {UST_TEXT("teacher", 0, &teacher, "T", "a GGUF file or a Hugging Face directory"), .required = true},
+      {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "where to find it [the teacher's own]")},
+      UST_OPTIONS_END,
+  };
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code) || !ust_cli_no_more("distill", argc, argv, optind, &code))
     return code;

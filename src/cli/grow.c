@@ -12,7 +12,7 @@ static understudy_status grow_into(const ust_weights *small, const grow_options 
                                    const ust_tokenizer *tokenizer, const ust_config *big, understudy_error *err) {
   ust_type type = ust_cli_type(o->type);
   ust_gguf_config(writer, big, type);
-  ust_cli_write_vocabulary(writer, ust_tokenizer_vocabulary(tokenizer));
+  ust_gguf_vocabulary(writer, ust_tokenizer_vocabulary(tokenizer));
   return ust_train_grow(small, big, type, writer, ust_cli_progress, NULL, err);
 }
 

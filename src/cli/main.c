@@ -1,4 +1,5 @@
 /* understudy, the command: finds the subcommand and leaves everything else to it. */
+#include <fcntl.h>
 #include <signal.h>
 
 #include "cli/cli.h"
@@ -54,7 +55,16 @@ static int dispatch(int argc, char **argv) {
   return UST_EXIT_USAGE;
 }
 
+/* A stream the caller closed must not become the number of the next file opened. Its stand-in gives the same error:
+ * standard input cannot be read, standard output not written. */
+static void hold_streams(void) {
+  static const int modes[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+  for (int fd = 0; fd < 3; fd++)
+    if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", modes[fd]); /* the lowest free number: fd */
+}
+
 int main(int argc, char **argv) {
+  hold_streams();
   signal(SIGPIPE, SIG_IGN); /* a closed pipe is a write error like any other */
   return ust_cli_finish(dispatch(argc, argv));
 }

@@ -58,7 +58,7 @@ static understudy_status quantize(const char *input, const char *output, ust_typ
   if (status == UNDERSTUDY_OK) status = ust_gguf_create(output, &writer, err);
   if (status == UNDERSTUDY_OK) {
     ust_gguf_config(writer, ust_weights_config(weights), type);
-    ust_cli_write_vocabulary(writer, ust_tokenizer_vocabulary(tokenizer));
+    ust_gguf_vocabulary(writer, ust_tokenizer_vocabulary(tokenizer));
     status = copy_tensors(weights, writer, type, err);
     if (status == UNDERSTUDY_OK)
       status = ust_gguf_commit(writer, err);

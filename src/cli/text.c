@@ -12,7 +12,7 @@
 
 extern char **environ;
 
-enum { TEXT_LIMIT = 1 << 30 };
+enum { TEXT_LIMIT = 1 << 28 };
 
 bool ust_cli_text(const char *command, int argc, char **argv, int first, const char *file, char **text, size_t *length,
                   int *code) {
@@ -35,7 +35,7 @@ bool ust_cli_text(const char *command, int argc, char **argv, int first, const c
     return false;
   }
   understudy_error err = {0};
-  if (ust_file_slurp(file ? file : "-", TEXT_LIMIT, text, length, &err) == UNDERSTUDY_OK) return true;
+  if (ust_input_slurp(file ? file : "-", TEXT_LIMIT, text, length, &err) == UNDERSTUDY_OK) return true;
   *code = ust_cli_fail(&err);
   return false;
 }
@@ -140,7 +140,7 @@ understudy_status ust_cli_prompts_load(const char *path, size_t limit, ust_promp
   *prompts = (ust_prompts){0};
   char *data;
   size_t size;
-  UST_TRY(ust_file_slurp(path, TEXT_LIMIT, &data, &size, err));
+  UST_TRY(ust_input_slurp(path, TEXT_LIMIT, &data, &size, err));
   understudy_status status;
   if (size >= 2 && memcmp(data, "\x1f\x8b", 2) == 0) {
     ust_buffer unpacked = {0};
@@ -165,17 +165,8 @@ void ust_cli_prompts_free(ust_prompts *prompts) {
 
 static understudy_status tokenizer_of_gguf(const char *path, const ust_weights *weights, ust_tokenizer **tokenizer,
                                            understudy_error *err) {
-  const ust_config *config = ust_weights_config(weights);
-  ust_vocabulary vocabulary = {.bos = config->bos, .eos = config->eos};
-  size_t types = 0;
-  if (!ust_weights_strings(weights, "tokenizer.ggml.tokens", &vocabulary.tokens, &vocabulary.count) ||
-      !ust_weights_strings(weights, "tokenizer.ggml.merges", &vocabulary.merges, &vocabulary.merge_count))
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                     "%s: no tokenizer in the file, expected tokenizer.ggml.tokens and tokenizer.ggml.merges", path);
-  if (ust_weights_integers(weights, "tokenizer.ggml.token_type", &vocabulary.types, &types) &&
-      types != vocabulary.count)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tokenizer.ggml.token_type: found %zu entries, expected %zu",
-                     path, types, vocabulary.count);
+  ust_vocabulary vocabulary;
+  UST_TRY(ust_weights_vocabulary(weights, &vocabulary, err));
   return ust_tokenizer_create(&vocabulary, path, tokenizer, err);
 }
 
@@ -188,12 +179,6 @@ understudy_status ust_cli_tokenizer(const char *path, const ust_weights *weights
   understudy_status status = tokenizer_of_gguf(path, opened, tokenizer, err);
   ust_weights_close(opened);
   return status;
-}
-
-void ust_cli_write_vocabulary(ust_gguf_writer *writer, const ust_vocabulary *vocabulary) {
-  ust_gguf_texts(writer, "tokenizer.ggml.tokens", vocabulary->tokens, vocabulary->count);
-  if (vocabulary->types) ust_gguf_i32s(writer, "tokenizer.ggml.token_type", vocabulary->types, vocabulary->count);
-  ust_gguf_texts(writer, "tokenizer.ggml.merges", vocabulary->merges, vocabulary->merge_count);
 }
 
 static const struct {

@@ -81,9 +81,9 @@ int ust_cli_train(int argc, char **argv) {
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(320, 10, 5);
   const ust_option options[] = {
       UST_TRAIN_CLI_OPTIONS(&cli),
-      {"tokenizer", 0, UST_OPTION_TEXT, &cli.tokenizer, "PATH", "a GGUF file or a Hugging Face directory",
-       .required = true},
-      UST_OPTIONS_END};
+      {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "a GGUF file or a Hugging Face directory"), .required = true},
+      UST_OPTIONS_END,
+  };
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code) || !ust_cli_no_more("train", argc, argv, optind, &code))
     return code;

@@ -20,27 +20,23 @@ typedef struct ust_train_cli {
                .batch = 16384, .rate = 1e-3f, .seed = 1},                                                     \
    .type = "q8_0"}
 
-#define UST_TRAIN_CLI_NUMBER(name, target, what, least, most) \
-  {name, 0, UST_OPTION_INT, target, "N", what, .min = least, .max = most}
-#define UST_TRAIN_CLI_OPTIONS(c)                                                                                   \
-  {"corpus", 0, UST_OPTION_TEXT, &(c)->options.corpus, "FILE", "the text to learn", .required = true},            \
-  {"heldout", 0, UST_OPTION_TEXT, &(c)->options.heldout, "FILE", .help = "text to measure the loss on"},           \
-  {"output", 'o', UST_OPTION_TEXT, &(c)->options.output, "OUT.gguf", "the model to write", .required = true},      \
-  {"type", 0, UST_OPTION_CHOICE, &(c)->type, "q8_0|bf16|f16|f32", .help = "of its matrices [q8_0]"},               \
-  {"checkpoint", 0, UST_OPTION_TEXT, &(c)->options.checkpoint, "FILE",                                             \
-   .help = "written every two minutes and when stopped; gone on from when it exists"},                             \
-  {"log", 0, UST_OPTION_TEXT, &(c)->options.log, "FILE", .help = "write each step's loss as CSV"},                 \
-  UST_TRAIN_CLI_NUMBER("width", &(c)->options.width, "of the model, divisible by 32", 32, 16384),                  \
-  UST_TRAIN_CLI_NUMBER("layers", &(c)->options.layers, "of the model", 1, 1024),                                   \
-  UST_TRAIN_CLI_NUMBER("heads", &(c)->options.heads, "of the model; their size is divisible by 32", 1, 512),       \
-  UST_TRAIN_CLI_NUMBER("context", &(c)->options.context, "positions the model has [1024]", UST_TRAIN_WINDOW, 65536), \
-  UST_TRAIN_CLI_NUMBER("steps", &(c)->options.steps, "updates of the weights [1000]", 1, 100000000),               \
-  {"batch", 0, UST_OPTION_INT, &(c)->options.batch, "TOKENS", "of one step [16384]", .min = UST_TRAIN_WINDOW,      \
-   .max = 16777216},                                                                                               \
-  {"rate", 0, UST_OPTION_REAL, &(c)->options.rate, "R", "highest learning rate [0.001]", .min = 1e-9, .max = 1},   \
-  {"seed", 0, UST_OPTION_SEED, &(c)->options.seed, "S", .help = "of initial weights and order of the text [1]"},   \
-  UST_OPTIONS_MACHINE(&(c)->machine),                                                                              \
-  UST_OPTIONS_QUIET(&(c)->quiet)
+#define UST_TRAIN_CLI_OPTIONS(c)                                                                                       \
+  {UST_TEXT("corpus", 0, &(c)->options.corpus, "FILE", "the text to learn"), .required = true},                        \
+      {UST_TEXT("heldout", 0, &(c)->options.heldout, "FILE", "text to measure the loss on")},                          \
+      {UST_TEXT("output", 'o', &(c)->options.output, "OUT.gguf", "the model to write"), .required = true},             \
+      {UST_CHOICE("type", &(c)->type, "q8_0|bf16|f16|f32", "of its matrices [q8_0]")},                                 \
+      {UST_TEXT("checkpoint", 0, &(c)->options.checkpoint, "FILE",                                                     \
+                "written every two minutes and when stopped; gone on from when it exists")},                           \
+      {UST_TEXT("log", 0, &(c)->options.log, "FILE", "write each step's loss as CSV")},                                \
+      {UST_INT("width", 0, &(c)->options.width, "N", "of the model, divisible by 32", 32, 16384)},                     \
+      {UST_INT("layers", 0, &(c)->options.layers, "N", "of the model", 1, 1024)},                                      \
+      {UST_INT("heads", 0, &(c)->options.heads, "N", "of the model; their size is divisible by 32", 1, 512)},          \
+      {UST_INT("context", 0, &(c)->options.context, "N", "positions the model has [1024]", UST_TRAIN_WINDOW, 65536)},  \
+      {UST_INT("steps", 0, &(c)->options.steps, "N", "updates of the weights [1000]", 1, 100000000)},                  \
+      {UST_INT("batch", 0, &(c)->options.batch, "TOKENS", "of one step [16384]", UST_TRAIN_WINDOW, 16777216)},         \
+      {UST_REAL("rate", &(c)->options.rate, "R", "highest learning rate [0.001]", 1e-9, 1)},                           \
+      {UST_SEED("seed", &(c)->options.seed, "S", "of initial weights and order of the text [1]")},                     \
+      UST_OPTIONS_MACHINE(&(c)->machine), UST_OPTIONS_QUIET(&(c)->quiet)
 
 /* Opens the tokenizer, trains, reports; returns the exit code. */
 int ust_train_cli_run(ust_train_cli *cli);

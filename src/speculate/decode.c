@@ -201,15 +201,16 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
 /* Every candidate proposed after `node` was right or wrong: the stages' records learn it. */
 static void learn(ust_decoder *d, int node, int32_t choice) {
   const ust_tree *tree = &d->tree;
-  bool covered = false;
+  bool covered = false, evaluated = tree->nodes[node].draft_node >= 0;
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling) {
     const ust_node *n = &tree->nodes[child];
     bool hit = n->token == choice;
+    if (evaluated && n->draft_cell < 0) ust_record_observe(&d->planner.unconfirmed, hit);
     if (n->text_cell >= 0) ust_record_observe(&d->planner.text_hits[0][0][0][0] + n->text_cell, hit);
     if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0] + n->draft_cell, hit);
     covered = covered || (hit && n->draft_cell >= 0);
   }
-  if (tree->nodes[node].draft_node >= 0) ust_record_observe(&d->planner.draft_covers, covered);
+  if (evaluated) ust_record_observe(&d->planner.draft_covers, covered);
 }
 
 /* Follows the target's choices from the root. path receives the nodes to commit, root first; tokens what the

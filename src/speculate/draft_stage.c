@@ -112,9 +112,9 @@ static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const
     tree->nodes[child].draft_cell = (int16_t)(record - &stage->planner->draft_hits[0][0]);
     ust_tree_set_chance(tree, child, ust_record_chance(record));
   }
-  /* what only the text stage proposed, the draft thinks unlikely */
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling)
-    if (tree->nodes[child].draft_cell < 0) ust_tree_set_chance(tree, child, 0.1f * tree->nodes[child].chance);
+    if (tree->nodes[child].draft_cell < 0)
+      ust_tree_set_chance(tree, child, ust_record_chance(&stage->planner->unconfirmed));
 }
 
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,

@@ -53,6 +53,7 @@ int ust_planner_gap(float gap) {
 void ust_planner_init(ust_planner *p) {
   *p = (ust_planner){0};
   p->draft_covers.prior = 0.8f;
+  p->unconfirmed.prior = 0.03f;
   for (int rank = 0; rank < UST_CANDIDATES; rank++)
     for (int gap = 0; gap < UST_GAPS; gap++) {
       float edge = gap ? gap_edges[gap - 1] : 0.05f;

@@ -36,6 +36,7 @@ typedef struct ust_planner {
   ust_cost target_cost, draft_cost;
   double tokens, seconds;  /* lately; their ratio is the rate */
   ust_record draft_covers; /* the target's choice was among the draft's candidates */
+  ust_record unconfirmed;  /* the text stage proposed it, the draft evaluated its parent and did not */
   ust_record draft_hits[UST_CANDIDATES][UST_GAPS];
   ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order] */
 } ust_planner;

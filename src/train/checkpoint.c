@@ -9,7 +9,7 @@
 
 #include "train/internal.h"
 
-enum { FIELDS = 14, VERSION = 1 };
+enum { LEVEL, FIELDS = 15, VERSION = 2 };
 
 typedef struct header {
   char magic[8];
@@ -18,7 +18,7 @@ typedef struct header {
   uint64_t step;
 } header;
 
-static const char *const names[FIELDS] = {"vocabulary", "context", "width", "layers", "heads", "floats", "window",
+static const char *const names[FIELDS] = {"kernel level", "vocabulary", "context", "width", "layers", "heads", "floats", "window",
                                           "steps", "batch", "rate (bits)", "seed", "corpus (checksum)",
                                           "tokenizer (checksum)", "teacher (checksum)"};
 
@@ -44,7 +44,7 @@ static header make_header(const ust_train_run *run) {
   memcpy(&rate, &o->rate, sizeof rate);
   return (header){.magic = "USTTRAIN",
                   .version = VERSION,
-                  .fields = {(uint64_t)c->vocabulary, (uint64_t)c->context, (uint64_t)c->width, (uint64_t)c->layers,
+                  .fields = {(uint64_t)o->kernels->isa, (uint64_t)c->vocabulary, (uint64_t)c->context, (uint64_t)c->width, (uint64_t)c->layers,
                              (uint64_t)c->heads, run->model->size, UST_TRAIN_WINDOW, (uint64_t)o->steps,
                              (uint64_t)o->batch, rate, o->seed, run->corpus.fingerprint,
                              ust_tokenizer_fingerprint(o->tokenizer), run->teacher_fingerprint},
@@ -76,6 +76,9 @@ static understudy_status check_header(const ust_train_run *run, const header *fo
   if (found->version != VERSION)
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: checkpoint version %" PRIu64 ", expected %d", path,
                      found->version, VERSION);
+  if (found->fields[LEVEL] != expected.fields[LEVEL] && found->fields[LEVEL] < UST_ISA_COUNT)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: checkpoint of kernel level %s, expected %s as this run's", path,
+                     ust_isa_name((ust_isa)found->fields[LEVEL]), run->options->kernels->name);
   for (int i = 0; i < FIELDS; i++)
     if (found->fields[i] != expected.fields[i])
       return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,

@@ -15,13 +15,10 @@ static ust_type export_type(const ust_parameter *p, ust_type type) {
 
 understudy_status ust_train_export(const ust_train_run *run, understudy_error *err) {
   const ust_gpt2_train *m = run->model;
-  const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(run->options->tokenizer);
   ust_gguf_writer *writer;
   UST_TRY(ust_gguf_create(run->options->output, &writer, err));
   ust_gguf_config(writer, &run->config, run->options->type);
-  ust_gguf_texts(writer, "tokenizer.ggml.tokens", vocabulary->tokens, vocabulary->count);
-  if (vocabulary->types) ust_gguf_i32s(writer, "tokenizer.ggml.token_type", vocabulary->types, vocabulary->count);
-  ust_gguf_texts(writer, "tokenizer.ggml.merges", vocabulary->merges, vocabulary->merge_count);
+  ust_gguf_vocabulary(writer, ust_tokenizer_vocabulary(run->options->tokenizer));
   for (int i = 0; i < m->parameter_count; i++) {
     const ust_parameter *p = &m->parameters[i];
     ust_gguf_declare(writer, p->name, export_type(p, run->options->type), (uint64_t)p->rows, (uint64_t)p->cols);

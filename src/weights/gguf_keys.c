@@ -38,20 +38,21 @@ const ust_key *ust_weights_key(const ust_weights *weights, const char *name) {
   return found ? *found : NULL;
 }
 
-bool ust_weights_strings(const ust_weights *weights, const char *name, const ust_text **strings, size_t *count) {
-  const ust_key *key = ust_weights_key(weights, name);
-  if (!key || !key->strings) return false;
-  *strings = key->strings;
-  *count = (size_t)key->count;
-  return true;
-}
-
-bool ust_weights_integers(const ust_weights *weights, const char *name, const int32_t **values, size_t *count) {
-  const ust_key *key = ust_weights_key(weights, name);
-  if (!key || !key->integers) return false;
-  *values = key->integers;
-  *count = (size_t)key->count;
-  return true;
+understudy_status ust_weights_vocabulary(const ust_weights *weights, ust_vocabulary *vocabulary, understudy_error *err) {
+  const ust_key *tokens = ust_weights_key(weights, "tokenizer.ggml.tokens");
+  const ust_key *merges = ust_weights_key(weights, "tokenizer.ggml.merges");
+  const ust_key *types = ust_weights_key(weights, "tokenizer.ggml.token_type");
+  if (!tokens || !merges) /* check_vocabulary() has seen to the types and lengths of those there are */
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found no %s, expected a file with a tokenizer", weights->path,
+                     tokens ? "tokenizer.ggml.merges" : "tokenizer.ggml.tokens");
+  *vocabulary = (ust_vocabulary){.tokens = tokens->strings,
+                                 .types = types ? types->integers : NULL,
+                                 .count = (size_t)tokens->count,
+                                 .merges = merges->strings,
+                                 .merge_count = (size_t)merges->count,
+                                 .bos = weights->config.bos,
+                                 .eos = weights->config.eos};
+  return UNDERSTUDY_OK;
 }
 
 /* An integer scalar of any width; false for other types and for values past int64. */

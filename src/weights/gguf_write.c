@@ -128,6 +128,12 @@ void ust_gguf_config(ust_gguf_writer *w, const ust_config *config, ust_type type
   if (config->eos >= 0) ust_gguf_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)config->eos);
 }
 
+void ust_gguf_vocabulary(ust_gguf_writer *w, const ust_vocabulary *vocabulary) {
+  ust_gguf_texts(w, "tokenizer.ggml.tokens", vocabulary->tokens, vocabulary->count);
+  if (vocabulary->types) ust_gguf_i32s(w, "tokenizer.ggml.token_type", vocabulary->types, vocabulary->count);
+  ust_gguf_texts(w, "tokenizer.ggml.merges", vocabulary->merges, vocabulary->merge_count);
+}
+
 /* ---- tensors ---- */
 
 void ust_gguf_declare(ust_gguf_writer *w, const char *name, ust_type type, uint64_t rows, uint64_t cols) {

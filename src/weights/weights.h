@@ -6,7 +6,7 @@
 #ifndef UST_WEIGHTS_H
 #define UST_WEIGHTS_H
 
-#include "base/base.h"
+#include "base/vocabulary.h"
 #include "kernel/kernel.h"
 
 typedef enum ust_type {
@@ -60,10 +60,8 @@ understudy_status ust_weights_read_q8(const ust_weights *weights, const ust_tens
 
 /* ---- GGUF metadata, for the tokenizer and for `inspect` ---- */
 
-/* An array of strings (tokenizer.ggml.tokens, …merges); false when there is none. Lives as long as weights. */
-bool ust_weights_strings(const ust_weights *weights, const char *key, const ust_text **strings, size_t *count);
-/* An array of 32-bit integers (tokenizer.ggml.token_type). */
-bool ust_weights_integers(const ust_weights *weights, const char *key, const int32_t **values, size_t *count);
+/* The vocabulary of a GGUF file; it lives as long as the weights. An error when the file holds none. */
+understudy_status ust_weights_vocabulary(const ust_weights *weights, ust_vocabulary *vocabulary, understudy_error *err);
 /* Calls `visit` for each metadata key with its value printed in short ("[50257 strings]", "12", "gpt2"). */
 void ust_weights_each_key(const ust_weights *weights, void (*visit)(void *user, const char *key, const char *value),
                           void *user);
@@ -81,9 +79,10 @@ void ust_gguf_f32(ust_gguf_writer *writer, const char *key, float value);
 void ust_gguf_texts(ust_gguf_writer *writer, const char *key, const ust_text *values, size_t count);
 void ust_gguf_i32s(ust_gguf_writer *writer, const char *key, const int32_t *values, size_t count);
 /* All keys of a configuration: general.architecture, gpt2.block_count, …, general.file_type by `type`; and
- * tokenizer.ggml.model, .pre, .bos_token_id, .eos_token_id. A caller with a tokenizer adds tokenizer.ggml.tokens,
- * .token_type and .merges. Setting a key twice fails. */
+ * tokenizer.ggml.model, .pre, .bos_token_id, .eos_token_id. Setting a key twice fails. */
 void ust_gguf_config(ust_gguf_writer *writer, const ust_config *config, ust_type type);
+/* The keys of a vocabulary that are left: tokenizer.ggml.tokens, .token_type and .merges. */
+void ust_gguf_vocabulary(ust_gguf_writer *writer, const ust_vocabulary *vocabulary);
 /* vector: written with one dimension. Q8_0 needs cols divisible by 32. */
 void ust_gguf_declare(ust_gguf_writer *writer, const char *name, ust_type type, uint64_t rows, uint64_t cols);
 /* The next `rows` rows (f32, converted to the declared type) of the current tensor. */

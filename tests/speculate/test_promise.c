@@ -11,7 +11,7 @@
 #include "speculate/decode.h"
 #include "support/random_model.h"
 
-enum { VOCABULARY = 97, CONTEXT = 128, LENGTH = 90 };
+enum { VOCABULARY = 97, CONTEXT = 128, LENGTH = 48 };
 
 typedef struct text {
   int count;
@@ -39,7 +39,8 @@ static understudy_stats generate(const ust_decoder_options *options, bool free_p
   if (free_passes) free_of_charge(ust_decoder_planner(decoder));
   assert_int_equal(ust_decoder_prompt(decoder, prompt, prompt_count, NULL, NULL, &err), UNDERSTUDY_OK);
   out->count = 0;
-  while (out->count < LENGTH && !ust_decoder_step(decoder, LENGTH - out->count, keep, out).end) {}
+  while (out->count < LENGTH && !ust_decoder_step(decoder, LENGTH - out->count, keep, out).end) {
+  }
   understudy_stats stats;
   ust_decoder_stats(decoder, &stats);
   assert_int_equal(ust_decoder_count(decoder), prompt_count + out->count);
@@ -73,8 +74,8 @@ static const understudy_sampling samplings[] = {
 };
 
 static void check_level(ust_isa isa, uint64_t seed) {
-  random_model shape = {VOCABULARY, CONTEXT, 64, 2, 2, seed % 3 == 0 ? UST_TYPE_Q8_0 : UST_TYPE_BF16, seed, 0.2f};
-  random_model other = shape, small = {VOCABULARY, 64, 32, 1, 1, UST_TYPE_F32, seed + 2, 0.3f};
+  random_model shape = {VOCABULARY, CONTEXT, 32, 2, 1, seed % 3 == 0 ? UST_TYPE_Q8_0 : UST_TYPE_BF16, seed, 0.2f};
+  random_model other = shape, small = {VOCABULARY, 64, 32, 1, 2, UST_TYPE_F32, seed + 2, 0.3f};
   other.seed = seed + 1;
   ust_model *target = random_model_open(&shape, isa, 1), *two = random_model_open(&shape, isa, 2);
   ust_model *drafts[] = {NULL, target, random_model_open(&other, isa, 1), random_model_open(&small, isa, 1)};
@@ -89,21 +90,23 @@ static void check_level(ust_isa isa, uint64_t seed) {
     text plain, speculated;
     generate(&options, false, prompt, prompt_count, &plain);
     assert_int_equal(plain.count, LENGTH);
-    for (int d = 0; d < 4; d++)
-      for (int stages = 0; stages < 3; stages++) {
-        if (d == 0 && stages == 0) continue;
-        options.target = (d + stages) % 2 ? two : target;
-        options.draft = drafts[d];
-        options.text = stages > 0;
-        options.ngram = stages > 1 ? ngram : NULL;
-        bool free_passes = random_below(&state, 4) > 0;
-        understudy_stats stats = generate(&options, free_passes, prompt, prompt_count, &speculated);
-        if (speculated.count != plain.count || memcmp(speculated.tokens, plain.tokens, sizeof(int32_t) * LENGTH) != 0)
-          fail_msg("level %s, seed %llu, sampling %zu, draft %d, stages %d: the text differs from plain decoding",
-                   ust_isa_name(isa), (unsigned long long)seed, s, d, stages);
-        assert_true(stats.target_passes <= LENGTH);
-        if (d == 1 && free_passes) assert_true(stats.target_passes < LENGTH / 3); /* a draft that is the target must help */
-      }
+    for (int trial = 0; trial < 4; trial++) {
+      int d = trial,
+          stages = random_below(&state, 3); /* each draft; without, with half and with all of the text stage */
+      if (d == 0 && stages == 0) stages = 2;
+      options.target = (d + stages) % 2 ? two : target;
+      options.draft = drafts[d];
+      options.text = stages > 0;
+      options.ngram = stages > 1 ? ngram : NULL;
+      bool free_passes = random_below(&state, 4) > 0;
+      understudy_stats stats = generate(&options, free_passes, prompt, prompt_count, &speculated);
+      if (speculated.count != plain.count || memcmp(speculated.tokens, plain.tokens, sizeof(int32_t) * LENGTH) != 0)
+        fail_msg("level %s, seed %llu, sampling %zu, draft %d, stages %d: the text differs from plain decoding",
+                 ust_isa_name(isa), (unsigned long long)seed, s, d, stages);
+      assert_true(stats.target_passes <= LENGTH);
+      if (d == 1 && free_passes)
+        assert_true(stats.target_passes < LENGTH / 3); /* a draft that is the target must help */
+    }
   }
   ust_model_close(target);
   ust_model_close(two);
@@ -116,7 +119,7 @@ static void text_equals_plain(void **unused) {
   (void)unused;
   for (int isa = 0; isa < UST_ISA_COUNT; isa++)
     if (ust_kernels_get((ust_isa)isa, NULL))
-      for (uint64_t seed = 1; seed <= 3; seed++) check_level((ust_isa)isa, 1000 * seed);
+      for (uint64_t seed = 1; seed <= 2; seed++) check_level((ust_isa)isa, 1000 * seed);
 }
 
 /* A stop asked for by the callback ends the text after that token in every mode. */
@@ -129,15 +132,16 @@ static void callback_stops_exactly(void **unused) {
   (void)unused;
   random_model shape = {VOCABULARY, CONTEXT, 64, 2, 2, UST_TYPE_BF16, 5, 0.2f};
   ust_model *target = random_model_open(&shape, ust_kernels_best(), 1);
-  ust_decoder_options options = {.target = target, .draft = target, .text = true, .context = CONTEXT, .end_token = -1,
-                                 .sampling = samplings[0]};
+  ust_decoder_options options = {
+      .target = target, .draft = target, .text = true, .context = CONTEXT, .end_token = -1, .sampling = samplings[0]};
   ust_decoder *decoder;
   understudy_error err;
   text t = {0};
   int32_t prompt = 3;
   assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
   assert_int_equal(ust_decoder_prompt(decoder, &prompt, 1, NULL, NULL, &err), UNDERSTUDY_OK);
-  while (!ust_decoder_step(decoder, 50, stop_at_seven, &t).end) {}
+  while (!ust_decoder_step(decoder, 50, stop_at_seven, &t).end) {
+  }
   assert_int_equal(t.count, 7);
   assert_int_equal(ust_decoder_count(decoder), 8);
   ust_decoder_free(decoder);
@@ -153,20 +157,22 @@ static void context_and_end_token(void **unused) {
   text all = {0}, cut = {0};
   understudy_error err;
   for (int draft = 0; draft < 2; draft++) {
-    ust_decoder_options options = {.target = target, .draft = draft ? target : NULL, .context = 64, .end_token = -1,
-                                   .sampling = samplings[1]};
+    ust_decoder_options options = {
+        .target = target, .draft = draft ? target : NULL, .context = 64, .end_token = -1, .sampling = samplings[1]};
     ust_decoder *decoder;
     assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
     assert_int_equal(ust_decoder_prompt(decoder, prompt, 4, NULL, NULL, &err), UNDERSTUDY_OK);
     all.count = 0;
-    while (!ust_decoder_step(decoder, 1000, keep, &all).end) {}
+    while (!ust_decoder_step(decoder, 1000, keep, &all).end) {
+    }
     assert_int_equal(all.count, 60);
     ust_decoder_free(decoder);
     options.end_token = all.tokens[20];
     assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
     assert_int_equal(ust_decoder_prompt(decoder, prompt, 4, NULL, NULL, &err), UNDERSTUDY_OK);
     cut.count = 0;
-    while (!ust_decoder_step(decoder, 1000, keep, &cut).end) {}
+    while (!ust_decoder_step(decoder, 1000, keep, &cut).end) {
+    }
     int first = 0;
     while (all.tokens[first] != options.end_token) first++;
     assert_int_equal(cut.count, first);

@@ -26,16 +26,17 @@ static float *random_values(size_t count, uint64_t seed) {
   return values;
 }
 
+static const ust_text tokens[5] = {{"a", 1}, {"", 0}, {"\xe6\xad", 2}, {"b c", 3}, {"<|endoftext|>", 13}};
+static const ust_text merges[2] = {{"a b", 3}, {"ab c", 4}};
+static const int32_t types[5] = {1, 1, 1, 1, 3};
+
 static void write_shapes(const char *path) {
   understudy_error err = {0};
   ust_gguf_writer *w;
   assert_int_equal(ust_gguf_create(path, &w, &err), UNDERSTUDY_OK);
   ust_config config = {"gpt2", "tiny", 5, 128, 64, 3, 4, 256, 1e-5f, -1, 4};
   ust_gguf_config(w, &config, UST_TYPE_Q8_0);
-  ust_text tokens[5] = {{"a", 1}, {"", 0}, {"\xe6\xad", 2}, {"b c", 3}, {"<|endoftext|>", 13}};
-  int32_t types[5] = {1, 1, 1, 1, 3};
-  ust_gguf_texts(w, "tokenizer.ggml.tokens", tokens, 5);
-  ust_gguf_i32s(w, "tokenizer.ggml.token_type", types, 5);
+  ust_gguf_vocabulary(w, &(ust_vocabulary){.tokens = tokens, .types = types, .count = 5, .merges = merges, .merge_count = 2});
   for (int i = 0; i < SHAPES; i++) ust_gguf_declare(w, shapes[i].name, shapes[i].type, shapes[i].rows, shapes[i].cols);
   for (int i = 0; i < SHAPES; i++) {
     float *values = random_values(shapes[i].rows * shapes[i].cols, 100u + (unsigned)i);
@@ -96,6 +97,26 @@ static void count_key(void *user, const char *key, const char *value) {
   ++*(int *)user;
 }
 
+static void check_texts(const ust_text *found, const ust_text *expected, size_t count) {
+  for (size_t i = 0; i < count; i++) {
+    assert_int_equal(found[i].size, expected[i].size);
+    assert_memory_equal(found[i].data, expected[i].data, expected[i].size);
+  }
+}
+
+static void check_vocabulary(const ust_weights *w) {
+  ust_vocabulary v;
+  understudy_error err;
+  assert_int_equal(ust_weights_vocabulary(w, &v, &err), UNDERSTUDY_OK);
+  assert_int_equal(v.count, 5);
+  assert_int_equal(v.merge_count, 2);
+  check_texts(v.tokens, tokens, 5);
+  check_texts(v.merges, merges, 2);
+  assert_memory_equal(v.types, types, sizeof types);
+  assert_int_equal(v.bos, -1);
+  assert_int_equal(v.eos, 4);
+}
+
 static void round_trip(void **state) {
   (void)state;
   unlink(in_folder("b.gguf"));
@@ -113,9 +134,10 @@ static void round_trip(void **state) {
   assert_false(ust_weights_is_directory(w));
   assert_int_equal(ust_weights_count(w), SHAPES);
   for (int i = 0; i < SHAPES; i++) check_shape(w, i);
+  check_vocabulary(w);
   int count = 0;
   ust_weights_each_key(w, count_key, &count);
-  assert_int_equal(count, 16);
+  assert_int_equal(count, 17);
   ust_weights_close(w);
 }
 
