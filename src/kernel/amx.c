@@ -52,11 +52,13 @@ static inline void widen(const char *block, uint8_t *tile) {
   }
 }
 
-enum { AHEAD = 4096 /* bytes a strip is prefetched ahead of its use */ };
+/* Weights come from memory into the second-level cache FAR bytes ahead of their use, and from there, like the rows
+ * of x, into the first one block ahead: a tile load that misses waits for its 16 lines one after the other, and
+ * prefetching from memory straight to the first level takes the few line buffers the rows of x need. */
+enum { FAR = 8192 };
 
-static inline void prefetch(const char *at, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + AHEAD + i, _MM_HINT_T0);
-}
+#define PREFETCH(hint, from, step, count) \
+  for (size_t line = 0; line < (count); line++) _mm_prefetch((const char *)(from) + line * (step), hint)
 
 /* Multiplies up to 32 rows with one panel into sum tiles 0-3. `bottom` false: the second 16 rows are absent;
  * `fresh`: the panel comes from memory, not from a cache. */
@@ -64,14 +66,17 @@ static inline __attribute__((always_inline)) void panel_sums(const ust_matrix *w
                                                              size_t x_stride, bool bottom, bool fresh, ust_format format) {
   uint8_t wide[2][TILE] __attribute__((aligned(64)));
   int blocks = block_count(w);
-  size_t step = block_bytes(format), x_bytes = x_stride * 2;
+  size_t step = block_bytes(format), lines = (step + 63) / 64, x_bytes = x_stride * 2;
   const char *left = strip_of(w, 2 * panel), *right = strip_of(w, 2 * panel + 1);
   const uint16_t *lower = x + 16 * x_stride;
   for (int b = 0; b < blocks; b++, left += step, right += step) {
     if (fresh) {
-      prefetch(left, step);
-      prefetch(right, step);
+      PREFETCH(_MM_HINT_T1, left + FAR, 64, lines);
+      PREFETCH(_MM_HINT_T1, right + FAR, 64, lines);
     }
+    PREFETCH(_MM_HINT_T0, left + step, 64, lines);
+    PREFETCH(_MM_HINT_T0, right + step, 64, lines);
+    PREFETCH(_MM_HINT_T0, x + (size_t)(b + 1) * BLOCK, x_bytes, bottom ? 32u : 16u);
     if (format == UST_FORMAT_Q8) {
       widen(left, wide[0]);
       widen(right, wide[1]);
