@@ -22,9 +22,15 @@ struct understudy_session {
   ust_decoder *decoder;
 };
 
-const char *understudy_version(void) { return UNDERSTUDY_VERSION; }
-const char *understudy_best_isa(void) { return ust_isa_name(ust_kernels_best()); }
-void understudy_free(void *memory) { ust_free(memory); }
+const char *understudy_version(void) {
+  return UNDERSTUDY_VERSION;
+}
+const char *understudy_best_isa(void) {
+  return ust_isa_name(ust_kernels_best());
+}
+void understudy_free(void *memory) {
+  ust_free(memory);
+}
 
 /* ---- engine ---- */
 
@@ -38,25 +44,30 @@ static understudy_status open_tokenizer(const ust_weights *weights, ust_tokenize
 }
 
 /* Opens one model and its tokenizer; the vocabularies of both must agree. */
-static understudy_status open_model(const understudy_engine_options *options, const char *path, understudy_engine *engine,
-                                    ust_model **model, ust_tokenizer **tokenizer, understudy_error *err) {
+static understudy_status open_model(const understudy_engine_options *options, const char *path,
+                                    understudy_engine *engine, ust_model **model, ust_tokenizer **tokenizer,
+                                    understudy_error *err) {
   ust_weights *weights;
   UST_TRY(ust_weights_open(path, &weights, err));
   understudy_status status = open_tokenizer(weights, tokenizer, err);
-  if (status == UNDERSTUDY_OK && ust_tokenizer_vocabulary(*tokenizer)->count > (size_t)ust_weights_config(weights)->vocabulary)
-    status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the tokenizer has %zu tokens, expected at most the model's %d", path,
-                       ust_tokenizer_vocabulary(*tokenizer)->count, ust_weights_config(weights)->vocabulary);
+  if (status == UNDERSTUDY_OK &&
+      ust_tokenizer_vocabulary(*tokenizer)->count > (size_t)ust_weights_config(weights)->vocabulary)
+    status =
+        ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the tokenizer has %zu tokens, expected at most the model's %d",
+                  path, ust_tokenizer_vocabulary(*tokenizer)->count, ust_weights_config(weights)->vocabulary);
   if (status == UNDERSTUDY_OK)
     status = ust_model_open(weights, engine->kernels, engine->threads, options->progress, options->user, model, err);
   ust_weights_close(weights);
   return status;
 }
 
-static understudy_status open_draft(const understudy_engine_options *options, understudy_engine *engine, understudy_error *err) {
+static understudy_status open_draft(const understudy_engine_options *options, understudy_engine *engine,
+                                    understudy_error *err) {
   ust_tokenizer *tokenizer = NULL;
   understudy_status status = open_model(options, options->draft, engine, &engine->draft, &tokenizer, err);
-  if (status == UNDERSTUDY_OK && (ust_tokenizer_fingerprint(tokenizer) != ust_tokenizer_fingerprint(engine->tokenizer) ||
-                                  ust_model_config(engine->draft)->vocabulary != ust_model_config(engine->target)->vocabulary))
+  if (status == UNDERSTUDY_OK &&
+      (ust_tokenizer_fingerprint(tokenizer) != ust_tokenizer_fingerprint(engine->tokenizer) ||
+       ust_model_config(engine->draft)->vocabulary != ust_model_config(engine->target)->vocabulary))
     status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: the draft's vocabulary differs, expected that of %s",
                        options->draft, options->target);
   ust_tokenizer_free(tokenizer);
@@ -73,8 +84,10 @@ static understudy_status choose_kernels(const char *name, const ust_kernels **ke
   return UNDERSTUDY_OK;
 }
 
-static understudy_status open_all(const understudy_engine_options *options, understudy_engine *engine, understudy_error *err) {
-  if (!options->target) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "target: found none, expected a model file or directory");
+static understudy_status open_all(const understudy_engine_options *options, understudy_engine *engine,
+                                  understudy_error *err) {
+  if (!options->target)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "target: found none, expected a model file or directory");
   if (options->threads < 0 || options->threads > 1024)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "threads: found %d, expected 0 to 1024", options->threads);
   UST_TRY(choose_kernels(options->isa, &engine->kernels, err));
@@ -83,11 +96,12 @@ static understudy_status open_all(const understudy_engine_options *options, unde
   const ust_config *config = ust_model_config(engine->target);
   engine->context = options->context ? options->context : config->context;
   if (engine->context < 1 || engine->context > config->context)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "context: found %d, expected 1 to the model's %d", options->context,
-                     config->context);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "context: found %d, expected 1 to the model's %d",
+                     options->context, config->context);
   if (options->draft) UST_TRY(open_draft(options, engine, err));
   if (options->ngram)
-    UST_TRY(ust_ngram_open(options->ngram, config->vocabulary, ust_tokenizer_fingerprint(engine->tokenizer), &engine->ngram, err));
+    UST_TRY(ust_ngram_open(options->ngram, config->vocabulary, ust_tokenizer_fingerprint(engine->tokenizer),
+                           &engine->ngram, err));
   snprintf(engine->architecture, sizeof engine->architecture, "%s", config->architecture);
   return UNDERSTUDY_OK;
 }
@@ -186,7 +200,8 @@ void understudy_session_close(understudy_session *s) {
   ust_free(s);
 }
 
-understudy_status understudy_session_reset(understudy_session *s, const understudy_sampling *sampling, understudy_error *err) {
+understudy_status understudy_session_reset(understudy_session *s, const understudy_sampling *sampling,
+                                           understudy_error *err) {
   clear(err);
   if (sampling) UST_TRY(ust_sampling_check(sampling, err));
   ust_decoder_reset(s->decoder, sampling);
@@ -194,11 +209,13 @@ understudy_status understudy_session_reset(understudy_session *s, const understu
 }
 
 /* Every id inside the vocabulary? */
-static understudy_status check_tokens(const understudy_session *s, const int32_t *tokens, size_t count, understudy_error *err) {
+static understudy_status check_tokens(const understudy_session *s, const int32_t *tokens, size_t count,
+                                      understudy_error *err) {
   int vocabulary = ust_model_config(s->engine->target)->vocabulary;
   for (size_t i = 0; i < count; i++)
     if (tokens[i] < 0 || tokens[i] >= vocabulary)
-      return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "token %zu: found id %d, expected 0 to %d", i, tokens[i], vocabulary - 1);
+      return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "token %zu: found id %d, expected 0 to %d", i, tokens[i],
+                       vocabulary - 1);
   return UNDERSTUDY_OK;
 }
 
@@ -208,8 +225,9 @@ understudy_status understudy_session_prompt(understudy_session *s, const int32_t
   UST_TRY(check_tokens(s, tokens, count, err));
   size_t held = (size_t)ust_decoder_count(s->decoder), context = (size_t)s->engine->context;
   if (count > context - held)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "prompt: %zu tokens, expected at most %zu (context %zu, %zu in use)", count,
-                     context - held, context, held);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "prompt: %zu tokens, expected at most %zu (context %zu, %zu in use)", count, context - held,
+                     context, held);
   return ust_decoder_prompt(s->decoder, tokens, (int)count, progress, user, err);
 }
 
@@ -227,12 +245,13 @@ static bool emit(void *user, int32_t token, understudy_origin origin) {
   return l->token && l->token(l->user, token, bytes ? bytes : "", length, origin);
 }
 
-understudy_status understudy_session_generate(understudy_session *s, int max_tokens, understudy_token_fn token, void *user,
-                                              int *generated, understudy_error *err) {
+understudy_status understudy_session_generate(understudy_session *s, int max_tokens, understudy_token_fn token,
+                                              void *user, int *generated, understudy_error *err) {
   clear(err);
   int count = 0;
   if (generated) *generated = 0;
-  if (max_tokens < 0) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "max_tokens: found %d, expected 0 or more", max_tokens);
+  if (max_tokens < 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "max_tokens: found %d, expected 0 or more", max_tokens);
   if (ust_decoder_count(s->decoder) == 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "generate: the text is empty, expected at least one prompt token");
   listener to = {s->engine->tokenizer, token, user};
@@ -245,8 +264,12 @@ understudy_status understudy_session_generate(understudy_session *s, int max_tok
   return UNDERSTUDY_OK;
 }
 
-void understudy_session_get_stats(const understudy_session *s, understudy_stats *stats) { ust_decoder_stats(s->decoder, stats); }
-void understudy_session_reset_stats(understudy_session *s) { ust_decoder_reset_stats(s->decoder); }
+void understudy_session_get_stats(const understudy_session *s, understudy_stats *stats) {
+  ust_decoder_stats(s->decoder, stats);
+}
+void understudy_session_reset_stats(understudy_session *s) {
+  ust_decoder_reset_stats(s->decoder);
+}
 
 understudy_status understudy_session_score(understudy_session *s, const int32_t *tokens, size_t count, float *logprobs,
                                            understudy_progress_fn progress, void *user, understudy_error *err) {

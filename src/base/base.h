@@ -16,10 +16,10 @@
 #define UST_ROUND_UP(n, to) (((n) + (to)-1) / (to) * (to))
 
 /* Passes a failure on to the caller. */
-#define UST_TRY(expression)                              \
-  do {                                                   \
-    understudy_status ust_try_status_ = (expression);    \
-    if (ust_try_status_ != UNDERSTUDY_OK) return ust_try_status_; \
+#define UST_TRY(expression)                                                                                            \
+  do {                                                                                                                 \
+    understudy_status ust_try_status_ = (expression);                                                                  \
+    if (ust_try_status_ != UNDERSTUDY_OK) return ust_try_status_;                                                      \
   } while (0)
 
 /* ---- errors ---- */
@@ -33,8 +33,12 @@ understudy_status ust_error_memory(understudy_error *err, size_t size, const cha
 
 /* ---- sizes: false when the result does not fit ---- */
 
-static inline bool ust_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool ust_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
+static inline bool ust_mul(uint64_t a, uint64_t b, uint64_t *out) {
+  return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool ust_add(uint64_t a, uint64_t b, uint64_t *out) {
+  return !__builtin_add_overflow(a, b, out);
+}
 
 /* ---- memory ---- */
 
@@ -70,8 +74,7 @@ typedef struct ust_file {
 /* Opens a regular file. */
 understudy_status ust_file_open(ust_file *file, const char *path, understudy_error *err);
 /* Reads exactly `size` bytes at `offset`. */
-understudy_status ust_file_read(const ust_file *file, uint64_t offset, void *data, size_t size,
-                                understudy_error *err);
+understudy_status ust_file_read(const ust_file *file, uint64_t offset, void *data, size_t size, understudy_error *err);
 void ust_file_close(ust_file *file);
 /* Reads a whole regular file of at most `limit` bytes, a zero byte after it; *data is freed with ust_free(). */
 understudy_status ust_file_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err);

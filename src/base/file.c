@@ -36,8 +36,7 @@ understudy_status ust_file_open(ust_file *file, const char *path, understudy_err
   return UNDERSTUDY_OK;
 }
 
-understudy_status ust_file_read(const ust_file *file, uint64_t offset, void *data, size_t size,
-                                understudy_error *err) {
+understudy_status ust_file_read(const ust_file *file, uint64_t offset, void *data, size_t size, understudy_error *err) {
   char *to = data;
   size_t done = 0;
   while (done < size) {
@@ -88,7 +87,8 @@ static understudy_status read_to_end(int fd, const char *name, size_t limit, ust
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return io_error(err, name, "read", errno);
     if (got > 0 && out->size + (size_t)got > limit)
-      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found more than %zu bytes, expected at most that", name, limit);
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found more than %zu bytes, expected at most that", name,
+                       limit);
     bool room = got ? ust_buffer_append(out, chunk, (size_t)got) : ust_buffer_append(out, "", 1);
     if (!room) return ust_error_memory(err, out->size, name);
     if (got == 0) return UNDERSTUDY_OK;

@@ -17,7 +17,9 @@ void *ust_alloc(size_t size) {
   return memory;
 }
 
-void ust_free(void *memory) { free(memory); }
+void ust_free(void *memory) {
+  free(memory);
+}
 
 bool ust_buffer_append(ust_buffer *buffer, const void *data, size_t size) {
   if (size > SIZE_MAX / 4 - buffer->size) return false;

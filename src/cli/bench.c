@@ -185,8 +185,7 @@ int ust_cli_bench(int argc, char **argv) {
       .about = "Plain, speculative (with -d) and staged (with --ngram) decoding side by side, and whether all\n"
                "their texts are the same.",
       .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs.",
-      .example = "understudy bench -m gpt2-large/ -d draft.gguf --ngram draft.ngram --prompts HumanEval.jsonl.gz "
-                 "--limit 8",
+      .example = "understudy bench -m gpt2-large/ -d draft.gguf --ngram draft.ngram --prompts humaneval.jsonl.gz",
   };
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;

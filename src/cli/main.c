@@ -65,6 +65,7 @@ static void hold_streams(void) {
 
 int main(int argc, char **argv) {
   hold_streams();
-  signal(SIGPIPE, SIG_IGN); /* a closed pipe is a write error like any other */
+  signal(SIGPIPE, SIG_IGN); /* a closed pipe is a write error like any other, */
+  signal(SIGXFSZ, SIG_IGN); /* and so is a file larger than the user's limit */
   return ust_cli_finish(dispatch(argc, argv));
 }

@@ -85,14 +85,20 @@ static understudy_status add_bench(ust_chart *chart, const char *path, understud
 
 /* ---- measuring ---- */
 
-static understudy_status measure_model(const roofline_options *o, const ust_kernels *kernels, int threads,
-                                       ust_pass_cost *costs, int *count, understudy_error *err) {
+/* Opens the model first: what is wrong with it should not take a second of measuring to say. */
+static understudy_status measure(const roofline_options *o, const ust_kernels *kernels, int threads,
+                                 ust_machine *machine, ust_pass_cost *costs, int *count, understudy_error *err) {
   ust_weights *weights;
   ust_model *model = NULL;
-  UST_TRY(ust_weights_open(o->models.model, &weights, err));
-  understudy_status status = ust_model_open(weights, kernels, threads, ust_cli_progress, NULL, &model, err);
-  ust_weights_close(weights);
-  if (status == UNDERSTUDY_OK) status = ust_measure_passes(model, costs, count, ust_cli_progress, NULL, err);
+  understudy_status status = UNDERSTUDY_OK;
+  if (o->models.model) {
+    UST_TRY(ust_weights_open(o->models.model, &weights, err));
+    status = ust_model_open(weights, kernels, threads, ust_cli_progress, NULL, &model, err);
+    ust_weights_close(weights);
+  }
+  if (status == UNDERSTUDY_OK) status = ust_measure_machine(kernels, threads, machine, err);
+  if (status == UNDERSTUDY_OK && ust_cli_stopped()) status = ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
+  if (status == UNDERSTUDY_OK && model) status = ust_measure_passes(model, costs, count, ust_cli_progress, NULL, err);
   ust_model_close(model);
   ust_cli_progress_clear();
   return status;
@@ -147,9 +153,7 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   UST_TRY(ust_cli_check_output(o->output, err));
   UST_TRY(choose_kernels(o->models.isa, &kernels, err));
   if (o->bench) UST_TRY(add_bench(&chart, o->bench, err));
-  UST_TRY(ust_measure_machine(kernels, threads, &machine, err));
-  if (ust_cli_stopped()) return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
-  if (o->models.model) UST_TRY(measure_model(o, kernels, threads, costs, &count, err));
+  UST_TRY(measure(o, kernels, threads, &machine, costs, &count, err));
   print_measured(kernels, threads, &machine, costs, count);
   if (o->json) UST_TRY(write_measured(o->json, kernels, threads, &machine, costs, count, err));
   if (o->json && !o->output) return UNDERSTUDY_OK;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <spawn.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,20 +56,38 @@ static understudy_status read_all(int fd, const char *path, ust_buffer *out, und
   }
 }
 
-/* gzip -dc FILE, without a shell in between. */
-static understudy_status gunzip(const char *path, ust_buffer *out, understudy_error *err) {
-  int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0)
+/* The bytes as a file without a name, at its beginning; -1: there is no room. */
+static int nameless_file(const char *data, size_t size) {
+  int fd = memfd_create("prompts", MFD_CLOEXEC);
+  for (size_t done = 0; fd >= 0 && done < size;) {
+    ssize_t wrote = pwrite(fd, data + done, size - done, (off_t)done);
+    if (wrote > 0) done += (size_t)wrote;
+    if (wrote > 0 || errno == EINTR) continue;
+    close(fd);
+    return -1;
+  }
+  return fd;
+}
+
+/* gzip -dc, without a shell in between. */
+static understudy_status gunzip(const char *path, const char *data, size_t size, ust_buffer *out,
+                                understudy_error *err) {
+  int ends[2], packed = nameless_file(data, size);
+  if (packed < 0) return ust_error_memory(err, size, path);
+  if (pipe2(ends, O_CLOEXEC) != 0) {
+    close(packed);
     return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot make a pipe: %s", path, strerror(errno));
+  }
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, path, O_RDONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, packed, STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
   posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
   char *arguments[] = {(char[]){"gzip"}, (char[]){"-dc"}, NULL};
   pid_t child;
   int failure = posix_spawnp(&child, "gzip", &actions, NULL, arguments, environ);
   posix_spawn_file_actions_destroy(&actions);
+  close(packed);
   close(ends[1]);
   if (failure) {
     close(ends[0]);
@@ -144,7 +163,7 @@ understudy_status ust_cli_prompts_load(const char *path, size_t limit, ust_promp
   understudy_status status;
   if (size >= 2 && memcmp(data, "\x1f\x8b", 2) == 0) {
     ust_buffer unpacked = {0};
-    status = gunzip(path, &unpacked, err);
+    status = gunzip(path, data, size, &unpacked, err);
     if (status == UNDERSTUDY_OK) status = split_prompts(path, unpacked.data, unpacked.size, limit, prompts, err);
     ust_buffer_free(&unpacked);
   } else {

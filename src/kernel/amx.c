@@ -7,7 +7,9 @@
 #include <immintrin.h>
 
 typedef uint16_t activation;
-static inline activation to_activation(float x) { return ust_f32_to_bf16(x); }
+static inline activation to_activation(float x) {
+  return ust_f32_to_bf16(x);
+}
 #include "kernel/rows.h"
 #include "kernel/training.h"
 #include "kernel/bf16_layout.h"
@@ -16,7 +18,9 @@ static inline activation to_activation(float x) { return ust_f32_to_bf16(x); }
 
 /* gcc's tile intrinsics do not tell the compiler what memory they read (gcc 12: a load reads nothing, a configuration
  * its first 8 bytes), so what was just written for them is fenced by hand. */
-static inline void written(void) { __asm__ volatile("" ::: "memory"); }
+static inline void written(void) {
+  __asm__ volatile("" ::: "memory");
+}
 
 typedef struct tile_config {
   uint8_t palette, start_row, reserved[14];
@@ -37,7 +41,9 @@ static void configure(int top, int bottom) {
   _tile_loadconfig(&config);
 }
 
-static void release(void) { _tile_release(); }
+static void release(void) {
+  _tile_release();
+}
 
 /* A Q8 block as a bf16 tile. */
 static inline void widen(const char *block, uint8_t *tile) {
@@ -57,17 +63,16 @@ static inline void widen(const char *block, uint8_t *tile) {
  * prefetching from memory straight to the first level takes the few line buffers the rows of x need. */
 enum { FAR = 8192 };
 
-#define PREFETCH(hint, from, step, count) \
+#define PREFETCH(hint, from, step, count)                                                                              \
   for (size_t line = 0; line < (count); line++) _mm_prefetch((const char *)(from) + line * (step), hint)
 
-/* Multiplies up to 32 rows with one panel into sum tiles 0-3. `bottom` false: the second 16 rows are absent;
- * `fresh`: the panel comes from memory, not from a cache. */
-static inline __attribute__((always_inline)) void panel_sums(const ust_matrix *w, int panel, const uint16_t *x,
-                                                             size_t x_stride, bool bottom, bool fresh, ust_format format) {
+/* Adds the product of up to 32 rows of x and `blocks` blocks of a panel's two strips to sum tiles 0-3. `bottom`
+ * false: the second 16 rows are absent; `fresh`: the panel comes from memory, not from a cache. */
+static inline __attribute__((always_inline)) void strip_sums(const char *left, const char *right, int blocks,
+                                                             const uint16_t *x, size_t x_stride, bool bottom,
+                                                             bool fresh, ust_format format) {
   uint8_t wide[2][TILE] __attribute__((aligned(64)));
-  int blocks = block_count(w);
   size_t step = block_bytes(format), lines = (step + 63) / 64, x_bytes = x_stride * 2;
-  const char *left = strip_of(w, 2 * panel), *right = strip_of(w, 2 * panel + 1);
   const uint16_t *lower = x + 16 * x_stride;
   for (int b = 0; b < blocks; b++, left += step, right += step) {
     if (fresh) {
@@ -126,67 +131,76 @@ static void tiles_store(float *y, size_t stride, bool bottom) {
   }
 }
 
-/* One panel, up to 32 rows. Without a bias, sums go to y (or start from it) directly. */
-static inline __attribute__((always_inline)) void matmul_group(const ust_matrix *w, int panel, const uint16_t *x,
-                                                               size_t x_stride, int rows, bool fresh, ust_format format,
-                                                               const float *bias, ust_epilogue epilogue, char *y,
-                                                               size_t y_stride) {
-  bool bottom = rows > 16, direct = !bias && epilogue != UST_GELU;
-  if (direct && epilogue == UST_ADD)
-    tiles_load((const float *)(const void *)y + (size_t)panel * UST_PANEL, y_stride, bottom);
+/* What a call multiplies and where the sums go. */
+typedef struct product {
+  const ust_matrix *w;
+  const uint16_t *x;
+  size_t x_stride, y_stride;
+  const float *bias;
+  ust_epilogue epilogue;
+  char *y;
+} product;
+
+static void finish(const product *m, int panel, int row, int rows, float c[][UST_PANEL]) {
+  const float *bias = m->bias ? m->bias + (size_t)panel * UST_PANEL : NULL;
+  for (int r = 0; r < rows; r++)
+    row_finish(c[r], bias, m->epilogue, m->y, (size_t)(row + r) * m->y_stride + (size_t)panel * UST_PANEL);
+}
+
+/* One panel and up to 32 rows from `row` on. Without a bias, sums go to y (or start from it) directly. */
+static inline __attribute__((always_inline)) void whole_panel(const product *m, int panel, int row, int rows,
+                                                              bool fresh, ust_format format) {
+  bool bottom = rows > 16, direct = !m->bias && m->epilogue != UST_GELU;
+  float *y = (float *)(void *)m->y + (size_t)row * m->y_stride + (size_t)panel * UST_PANEL;
+  const char *left = strip_of(m->w, 2 * panel), *right = strip_of(m->w, 2 * panel + 1);
+  const uint16_t *x = m->x + (size_t)row * m->x_stride;
+  if (direct && m->epilogue == UST_ADD)
+    tiles_load(y, m->y_stride, bottom);
   else
     tiles_zero(bottom);
   if (bottom)
-    panel_sums(w, panel, x, x_stride, true, fresh, format);
+    strip_sums(left, right, block_count(m->w), x, m->x_stride, true, fresh, format);
   else
-    panel_sums(w, panel, x, x_stride, false, fresh, format);
+    strip_sums(left, right, block_count(m->w), x, m->x_stride, false, fresh, format);
   if (direct) {
-    tiles_store((float *)(void *)y + (size_t)panel * UST_PANEL, y_stride, bottom);
+    tiles_store(y, m->y_stride, bottom);
     return;
   }
   float c[32][UST_PANEL] __attribute__((aligned(64)));
   tiles_store(c[0], UST_PANEL, bottom);
-  for (int r = 0; r < rows; r++)
-    row_finish(c[r], bias ? bias + (size_t)panel * UST_PANEL : NULL, epilogue, y, (size_t)r * y_stride + (size_t)panel * UST_PANEL);
+  finish(m, panel, row, rows, c);
 }
 
-/* Rows in groups of 32; each panel meets all groups before the next comes from memory. */
-static inline __attribute__((always_inline)) void matmul_format(const ust_matrix *w, int panel, int panel_end,
-                                                                const uint16_t *x, size_t x_stride, int rows,
-                                                                ust_format format, const float *bias,
-                                                                ust_epilogue epilogue, char *y, size_t y_stride) {
+/* Each panel meets all rows before the next comes from memory. */
+static inline __attribute__((always_inline)) void by_panels(const product *m, int panel, int panel_end, int rows,
+                                                            ust_format format) {
   int whole = rows / 32 * 32, rest = rows - whole;
-  size_t y_bytes = y_stride * (epilogue == UST_GELU ? sizeof(activation) : sizeof(float));
-  if (whole) {
-    configure(16, 16);
-    for (int p = panel; p < panel_end; p++) {
-      matmul_group(w, p, x, x_stride, 32, true, format, bias, epilogue, y, y_stride);
-      for (int r = 32; r < whole; r += 32)
-        matmul_group(w, p, x + (size_t)r * x_stride, x_stride, 32, false, format, bias, epilogue, y + (size_t)r * y_bytes,
-                     y_stride);
-    }
-  }
-  if (rest) {
-    configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
-    for (int p = panel; p < panel_end; p++)
-      matmul_group(w, p, x + (size_t)whole * x_stride, x_stride, rest, true, format, bias, epilogue,
-                   y + (size_t)whole * y_bytes, y_stride);
+  if (!rest) configure(16, 16);
+  if (!whole) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
+  for (int p = panel; p < panel_end; p++) {
+    if (whole && rest) configure(16, 16);
+    for (int r = 0; r < whole; r += 32) whole_panel(m, p, r, 32, r == 0, format);
+    if (whole && rest) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
+    if (rest) whole_panel(m, p, whole, rest, !whole, format);
   }
 }
 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+  const product m = {
+      .w = w, .x = x, .x_stride = x_stride, .y_stride = y_stride, .bias = bias, .epilogue = epilogue, .y = y};
   if (w->format == UST_FORMAT_Q8)
-    matmul_format(w, panel, panel_end, x, x_stride, rows, UST_FORMAT_Q8, bias, epilogue, y, y_stride);
+    by_panels(&m, panel, panel_end, rows, UST_FORMAT_Q8);
   else
-    matmul_format(w, panel, panel_end, x, x_stride, rows, UST_FORMAT_BF16, bias, epilogue, y, y_stride);
+    by_panels(&m, panel, panel_end, rows, UST_FORMAT_BF16);
 }
 
 /* y[c][r] = x[r][c] for 32 rows x 16 columns: pairs of rows become words, words are transposed. */
 static inline void transpose_block(const float *x, size_t x_stride, uint16_t *y, size_t y_stride) {
   __m512i words[16];
   for (int r = 0; r < 16; r++)
-    words[r] = pair_bf16(_mm512_loadu_ps(x + (size_t)(2 * r) * x_stride), _mm512_loadu_ps(x + (size_t)(2 * r + 1) * x_stride));
+    words[r] =
+        pair_bf16(_mm512_loadu_ps(x + (size_t)(2 * r) * x_stride), _mm512_loadu_ps(x + (size_t)(2 * r + 1) * x_stride));
   transpose16(words);
   for (int c = 0; c < 16; c++) _mm512_storeu_si512(y + (size_t)c * y_stride, words[c]);
 }
@@ -198,9 +212,11 @@ static void convert_transposed(const float *x, size_t x_stride, int rows, int co
     for (int c = 0; c < whole_cols; c += 16)
       transpose_block(x + (size_t)r * x_stride + c, x_stride, out + (size_t)c * y_stride + r, y_stride);
   if (whole_cols < cols && whole_rows)
-    row_convert_transposed(x + whole_cols, x_stride, whole_rows, cols - whole_cols, out + (size_t)whole_cols * y_stride, y_stride);
+    row_convert_transposed(x + whole_cols, x_stride, whole_rows, cols - whole_cols, out + (size_t)whole_cols * y_stride,
+                           y_stride);
   if (whole_rows < rows)
-    row_convert_transposed(x + (size_t)whole_rows * x_stride, x_stride, rows - whole_rows, cols, out + whole_rows, y_stride);
+    row_convert_transposed(x + (size_t)whole_rows * x_stride, x_stride, rows - whole_rows, cols, out + whole_rows,
+                           y_stride);
 }
 
 /* ---- attention ----
@@ -212,8 +228,12 @@ static void convert_transposed(const float *x, size_t x_stride, int rows, int co
 
 enum { QUERIES = 16 };
 
-static inline size_t score_stride(int slots) { return (size_t)UST_ROUND_UP(slots, 32) + 16; }
-static inline int tile_edge(int keys) { return UST_MAX(0, (keys - 1 - UST_TREE_DEPTH)) / 32 * 32; }
+static inline size_t score_stride(int slots) {
+  return (size_t)UST_ROUND_UP(slots, 32) + 16;
+}
+static inline int tile_edge(int keys) {
+  return UST_MAX(0, (keys - 1 - UST_TREE_DEPTH)) / 32 * 32;
+}
 
 static size_t attention_scratch(int rows, int slots, int head_dim) {
   (void)rows;

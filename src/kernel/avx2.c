@@ -12,25 +12,31 @@
 #include <immintrin.h>
 
 typedef float activation;
-static inline activation to_activation(float x) { return x; }
+static inline activation to_activation(float x) {
+  return x;
+}
 #include "kernel/rows.h"
 #include "kernel/training.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 enum {
-  BLOCK = 32,                                /* inputs of a block */
-  BF16_BLOCK = BLOCK * UST_PANEL * 2,        /* bytes */
+  BLOCK = 32,                         /* inputs of a block */
+  BF16_BLOCK = BLOCK * UST_PANEL * 2, /* bytes */
   Q8_BLOCK = UST_PANEL * 2 + BLOCK * UST_PANEL,
-  CHUNK = 4,                                 /* blocks widened at a time: 16 KiB of f32 */
-  GROUP = 6,                                 /* rows that share one load of the weights */
-  MOST_ROWS = 16 * GROUP                     /* rows that share one widening */
+  CHUNK = 4,             /* blocks widened at a time: 16 KiB of f32 */
+  GROUP = 6,             /* rows that share one load of the weights */
+  MOST_ROWS = 16 * GROUP /* rows that share one widening */
 };
 
 /* ---- matrices ---- */
 
-static int block_count(int cols) { return UST_ROUND_UP(cols, BLOCK) / BLOCK; }
-static size_t block_bytes(ust_format format) { return format == UST_FORMAT_Q8 ? Q8_BLOCK : BF16_BLOCK; }
+static int block_count(int cols) {
+  return UST_ROUND_UP(cols, BLOCK) / BLOCK;
+}
+static size_t block_bytes(ust_format format) {
+  return format == UST_FORMAT_Q8 ? Q8_BLOCK : BF16_BLOCK;
+}
 
 static size_t matrix_bytes(ust_format format, int rows, int cols) {
   return (size_t)UST_ROUND_UP(rows, UST_PANEL) / UST_PANEL * (size_t)block_count(cols) * block_bytes(format);
@@ -41,7 +47,9 @@ static unsigned char *panel_of(const ust_matrix *m, int panel) {
 }
 
 /* Where input k of a column lies among the [pair][column][2] values of its block. */
-static inline int place(int k, int column) { return k / 2 * 2 * UST_PANEL + column * 2 + k % 2; }
+static inline int place(int k, int column) {
+  return k / 2 * 2 * UST_PANEL + column * 2 + k % 2;
+}
 
 static void pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
   for (int r0 = row; r0 < row + count; r0 += UST_PANEL) {
@@ -170,7 +178,8 @@ ALWAYS_INLINE void group_sums(const float *x, size_t x_stride, int rows, const f
 }
 
 /* Up to 6 rows; half a panel at a time fits its sums into registers. */
-static void group_of(const float *x, size_t x_stride, int rows, const float *wide, int inputs, float (*sums)[UST_PANEL]) {
+static void group_of(const float *x, size_t x_stride, int rows, const float *wide, int inputs,
+                     float (*sums)[UST_PANEL]) {
   for (int half = 0; half < 2; half++) {
     const float *columns = wide + 16 * half;
     float(*to)[UST_PANEL] = (float(*)[UST_PANEL])(void *)(sums[0] + 16 * half);
@@ -197,12 +206,13 @@ ALWAYS_INLINE void many_sums(ust_format format, const unsigned char *block, int 
     int count = UST_MIN(CHUNK, blocks - b0);
     for (int b = 0; b < count; b++, block += block_bytes(format)) widen(format, block, wide + b * BLOCK * UST_PANEL);
     for (int r = 0; r < rows; r += GROUP)
-      group_of(x + (size_t)r * x_stride + b0 * BLOCK, x_stride, UST_MIN(GROUP, rows - r), wide, count * BLOCK, sums + r);
+      group_of(x + (size_t)r * x_stride + b0 * BLOCK, x_stride, UST_MIN(GROUP, rows - r), wide, count * BLOCK,
+               sums + r);
   }
 }
 
-ALWAYS_INLINE void panel_sums(ust_format format, const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
-                              float (*sums)[UST_PANEL]) {
+ALWAYS_INLINE void panel_sums(ust_format format, const ust_matrix *w, int panel, const float *x, size_t x_stride,
+                              int rows, float (*sums)[UST_PANEL]) {
   const unsigned char *block = panel_of(w, panel);
   int blocks = block_count(w->cols);
   if (rows == 1)
@@ -232,7 +242,9 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
 
 /* ---- keys and values ---- */
 
-static inline size_t kv_dim(int head_dim) { return (size_t)UST_ROUND_UP(head_dim, 8); }
+static inline size_t kv_dim(int head_dim) {
+  return (size_t)UST_ROUND_UP(head_dim, 8);
+}
 static inline float *key_of(const void *kv, int head_dim, int slot) {
   return (float *)kv + (size_t)(slot / 8) * 8 * kv_dim(head_dim) + slot % 8;
 }
@@ -240,7 +252,9 @@ static inline float *value_of(const void *kv, int slots, int head_dim, int slot)
   return (float *)kv + (size_t)(slots + slot) * kv_dim(head_dim);
 }
 
-static size_t kv_bytes(int slots, int head_dim) { return 2 * (size_t)slots * kv_dim(head_dim) * sizeof(float); }
+static size_t kv_bytes(int slots, int head_dim) {
+  return 2 * (size_t)slots * kv_dim(head_dim) * sizeof(float);
+}
 
 static void kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
   float *key = key_of(kv, head_dim, slot);
@@ -265,8 +279,8 @@ static size_t attention_scratch(int rows, int slots, int head_dim) {
 }
 
 /* s[r][slot] = q[r] . key, for slots up to `slot_end` */
-ALWAYS_INLINE void scores(const void *kv, int head_dim, int slot_end, const float *q, size_t q_stride, int rows, float *s,
-                          size_t s_stride) {
+ALWAYS_INLINE void scores(const void *kv, int head_dim, int slot_end, const float *q, size_t q_stride, int rows,
+                          float *s, size_t s_stride) {
   size_t next = 8 * kv_dim(head_dim);
   for (int slot = 0; slot < slot_end; slot += 16) {
     const float *keys = key_of(kv, head_dim, slot);
@@ -312,7 +326,8 @@ static void attention(const void *kv, int slots, int head_dim, const ust_attenti
       scores(kv, head_dim, slot_end, q + (size_t)r0 * q_stride, q_stride, QUERIES, s, s_stride);
     else
       for (int r = 0; r < count; r++)
-        scores(kv, head_dim, slot_end, q + (size_t)(r0 + r) * q_stride, q_stride, 1, s + (size_t)r * s_stride, s_stride);
+        scores(kv, head_dim, slot_end, q + (size_t)(r0 + r) * q_stride, q_stride, 1, s + (size_t)r * s_stride,
+               s_stride);
     for (int r = 0; r < count; r++) {
       float *row = s + (size_t)r * s_stride;
       row_order(row, rows, r0 + r);

@@ -3,7 +3,9 @@
 #include "kernel/kernel.h"
 
 typedef float activation;
-static inline activation to_activation(float x) { return x; }
+static inline activation to_activation(float x) {
+  return x;
+}
 #include "kernel/rows.h"
 #include "kernel/training.h"
 #include "kernel/bf16_layout.h"
@@ -11,8 +13,8 @@ static inline activation to_activation(float x) { return x; }
 enum { GROUP = 8 /* rows that share one load of the weights: 16 accumulators */ };
 
 /* An input pair of 16 columns as two f32 vectors (inputs k and k+1). */
-static inline __attribute__((always_inline)) void load_pair(ust_format format, const char *block, int pair, __m512 scale,
-                                                            __m512 *even, __m512 *odd) {
+static inline __attribute__((always_inline)) void load_pair(ust_format format, const char *block, int pair,
+                                                            __m512 scale, __m512 *even, __m512 *odd) {
   if (format == UST_FORMAT_Q8) {
     __m512i q = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(block + 32 + pair * 32)));
     __m512 e = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(q, 16), 16));
@@ -62,12 +64,12 @@ static inline __attribute__((always_inline)) void matmul_group(const ust_matrix 
   }
 }
 
-#define GROUP_OF(n)                                                                     \
-  case n:                                                                               \
-    if (w->format == UST_FORMAT_Q8)                                                     \
-      matmul_group(w, panel, x, x_stride, n, UST_FORMAT_Q8, sums);                      \
-    else                                                                                \
-      matmul_group(w, panel, x, x_stride, n, UST_FORMAT_BF16, sums);                    \
+#define GROUP_OF(n)                                                                                                    \
+  case n:                                                                                                              \
+    if (w->format == UST_FORMAT_Q8)                                                                                    \
+      matmul_group(w, panel, x, x_stride, n, UST_FORMAT_Q8, sums);                                                     \
+    else                                                                                                               \
+      matmul_group(w, panel, x, x_stride, n, UST_FORMAT_BF16, sums);                                                   \
     break;
 
 static void matmul_rows(const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
@@ -101,7 +103,9 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
 
 enum { QUERIES = 4 };
 
-static inline size_t score_stride(int slots) { return (size_t)UST_ROUND_UP(slots, 32) + 16; }
+static inline size_t score_stride(int slots) {
+  return (size_t)UST_ROUND_UP(slots, 32) + 16;
+}
 
 static size_t attention_scratch(int rows, int slots, int head_dim) {
   (void)rows;

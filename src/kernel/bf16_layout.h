@@ -13,8 +13,12 @@
 
 enum { STRIP = 16, BLOCK = 32, TILE = 1024, Q8_TILE = 32 + 512 };
 
-static inline int block_count(const ust_matrix *m) { return UST_ROUND_UP(m->cols, BLOCK) / BLOCK; }
-static inline size_t block_bytes(ust_format format) { return format == UST_FORMAT_Q8 ? Q8_TILE : TILE; }
+static inline int block_count(const ust_matrix *m) {
+  return UST_ROUND_UP(m->cols, BLOCK) / BLOCK;
+}
+static inline size_t block_bytes(ust_format format) {
+  return format == UST_FORMAT_Q8 ? Q8_TILE : TILE;
+}
 static inline const char *strip_of(const ust_matrix *m, int strip) {
   return (const char *)m->data + (size_t)strip * block_count(m) * block_bytes(m->format);
 }
@@ -33,7 +37,9 @@ static inline __m512i pair_bf16(__m512 even, __m512 odd) {
   return _mm512_or_si512(_mm512_srli_epi32(e, 16), _mm512_and_si512(o, _mm512_set1_epi32((int)0xffff0000)));
 }
 
-static inline __m512 pair_even(__m512i pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)); }
+static inline __m512 pair_even(__m512i pair) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+}
 static inline __m512 pair_odd(__m512i pair) {
   return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000)));
 }
@@ -79,7 +85,8 @@ static inline __m512i row_pairs(__m512 low, __m512 high) {
 static inline void pack_block(const float *source, size_t row_stride, char *to) {
   __m512i rows[16];
   for (int r = 0; r < 16; r++)
-    rows[r] = row_pairs(_mm512_loadu_ps(source + (size_t)r * row_stride), _mm512_loadu_ps(source + (size_t)r * row_stride + 16));
+    rows[r] = row_pairs(_mm512_loadu_ps(source + (size_t)r * row_stride),
+                        _mm512_loadu_ps(source + (size_t)r * row_stride + 16));
   transpose16(rows);
   for (int r = 0; r < 16; r++) _mm512_store_si512((void *)(to + 64 * r), rows[r]);
 }
@@ -150,10 +157,16 @@ static void layout_unpack_row(const ust_matrix *m, int row, float *out) {
 
 /* ---- keys and values ---- */
 
-static inline int kv_dim(int head_dim) { return UST_ROUND_UP(head_dim, 32); }
-static inline uint16_t *kv_values(void *kv, int slots, int dim) { return (uint16_t *)kv + (size_t)slots * dim; }
+static inline int kv_dim(int head_dim) {
+  return UST_ROUND_UP(head_dim, 32);
+}
+static inline uint16_t *kv_values(void *kv, int slots, int dim) {
+  return (uint16_t *)kv + (size_t)slots * dim;
+}
 
-static size_t layout_kv_bytes(int slots, int head_dim) { return 2 * (size_t)slots * kv_dim(head_dim) * 2; }
+static size_t layout_kv_bytes(int slots, int head_dim) {
+  return 2 * (size_t)slots * kv_dim(head_dim) * 2;
+}
 
 static void layout_kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
   int dim = kv_dim(head_dim);
@@ -170,7 +183,8 @@ static void layout_kv_move(void *kv, int slots, int head_dim, int from, int to) 
   uint16_t *keys = kv, *values = kv_values(kv, slots, dim);
   for (int d = 0; d < dim; d++) {
     size_t pair = (size_t)(d / 2) * 32 + d % 2;
-    keys[(size_t)(to / 16) * 16 * dim + (to % 16) * 2 + pair] = keys[(size_t)(from / 16) * 16 * dim + (from % 16) * 2 + pair];
+    keys[(size_t)(to / 16) * 16 * dim + (to % 16) * 2 + pair] =
+        keys[(size_t)(from / 16) * 16 * dim + (from % 16) * 2 + pair];
     values[(size_t)(to / 2) * 2 * dim + to % 2 + d * 2] = values[(size_t)(from / 2) * 2 * dim + from % 2 + d * 2];
   }
 }

@@ -27,9 +27,9 @@ uint16_t ust_f32_to_f16(float f) {
   } bits = {.f = f};
   uint16_t sign = (uint16_t)(bits.u >> 16 & 0x8000u);
   uint32_t magnitude = bits.u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);          /* NaN */
-  if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);         /* rounds past the largest half */
-  if (magnitude < 0x38800000u) {                                           /* subnormal half or zero */
+  if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);  /* NaN */
+  if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds past the largest half */
+  if (magnitude < 0x38800000u) {                                   /* subnormal half or zero */
     bits.u = magnitude;
     return (uint16_t)(sign | (uint16_t)lrintf(bits.f * 0x1p24f));
   }

@@ -3,11 +3,15 @@
 #include "kernel/kernel.h"
 
 typedef float activation;
-static inline activation to_activation(float x) { return x; }
+static inline activation to_activation(float x) {
+  return x;
+}
 #include "kernel/rows.h"
 #include "kernel/training.h"
 
-static float *panel_of(const ust_matrix *m, int panel) { return (float *)m->data + (size_t)panel * m->cols * UST_PANEL; }
+static float *panel_of(const ust_matrix *m, int panel) {
+  return (float *)m->data + (size_t)panel * m->cols * UST_PANEL;
+}
 
 static size_t matrix_bytes(ust_format format, int rows, int cols) {
   (void)format;
@@ -55,13 +59,16 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
       float sum[UST_PANEL] = {0};
       for (int k = 0; k < w->cols; k++)
         for (int i = 0; i < UST_PANEL; i++) sum[i] += in[k] * weights[(size_t)k * UST_PANEL + i];
-      row_finish(sum, bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y, (size_t)r * y_stride + (size_t)p * UST_PANEL);
+      row_finish(sum, bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y,
+                 (size_t)r * y_stride + (size_t)p * UST_PANEL);
     }
   }
 }
 
 /* Keys [slots, head_dim], then values [slots, head_dim]. */
-static size_t kv_bytes(int slots, int head_dim) { return 2 * (size_t)slots * (size_t)head_dim * sizeof(float); }
+static size_t kv_bytes(int slots, int head_dim) {
+  return 2 * (size_t)slots * (size_t)head_dim * sizeof(float);
+}
 
 static void kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
   float *keys = kv, *values = keys + (size_t)slots * head_dim;
@@ -99,7 +106,8 @@ static void attention(const void *kv, int slots, int head_dim, const ust_attenti
       const float *value = values + (size_t)row_slot(rows, r, p) * head_dim;
       for (int d = 0; d < head_dim; d++) sum[d] += s[p] * value[d];
     }
-    for (int d = 0; d < head_dim; d++) ((activation *)out)[(size_t)r * out_stride + d] = to_activation(sum[d] * inverse);
+    for (int d = 0; d < head_dim; d++)
+      ((activation *)out)[(size_t)r * out_stride + d] = to_activation(sum[d] * inverse);
   }
 }
 

@@ -10,7 +10,9 @@
 
 static const char *const names[UST_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx"};
 
-const char *ust_isa_name(ust_isa isa) { return names[isa]; }
+const char *ust_isa_name(ust_isa isa) {
+  return names[isa];
+}
 
 bool ust_isa_parse(const char *name, ust_isa *isa) {
   for (int i = 0; i < UST_ISA_COUNT; i++)
@@ -29,7 +31,9 @@ static uint64_t enabled_state(void) {
   return (uint64_t)high << 32 | low;
 }
 
-static bool has(unsigned have, unsigned want) { return (have & want) == want; }
+static bool has(unsigned have, unsigned want) {
+  return (have & want) == want;
+}
 
 /* NULL: the level can run here; else why not. */
 static const char *missing(ust_isa isa) {

@@ -22,7 +22,9 @@ typedef float lanes __attribute__((vector_size(64)));
 typedef int32_t lanes_int __attribute__((vector_size(64)));
 typedef float lanes_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
 
-TRAINING_INLINE lanes lanes_fill(float value) { return (lanes){0} + value; }
+TRAINING_INLINE lanes lanes_fill(float value) {
+  return (lanes){0} + value;
+}
 
 /* 16 values from x, or the first `count` of them with `rest` behind. */
 TRAINING_INLINE lanes lanes_load(const float *x, size_t count, float rest) {
@@ -42,8 +44,12 @@ TRAINING_INLINE void lanes_store(float *y, size_t count, lanes value) {
 TRAINING_INLINE lanes lanes_pick(lanes_int mask, lanes yes, lanes no) {
   return (lanes)(((lanes_int)yes & mask) | ((lanes_int)no & ~mask));
 }
-TRAINING_INLINE lanes lanes_max(lanes a, lanes b) { return lanes_pick(a > b, a, b); }
-TRAINING_INLINE lanes lanes_min(lanes a, lanes b) { return lanes_pick(a < b, a, b); }
+TRAINING_INLINE lanes lanes_max(lanes a, lanes b) {
+  return lanes_pick(a > b, a, b);
+}
+TRAINING_INLINE lanes lanes_min(lanes a, lanes b) {
+  return lanes_pick(a < b, a, b);
+}
 
 TRAINING_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
 #if defined(__AVX512F__)
@@ -220,14 +226,15 @@ static void training_probabilities(float *x, int n, float log_sum, float scale) 
 /* Student logits x[n] and teacher logits t[n] -> x = scale (q - weight p) with q, p their probabilities;
  * returns sum of p log(p / q) over the n. */
 static float training_distill(float *x, const float *t, int n, float x_log_sum, float t_log_sum, float scale,
-                             float weight) {
+                              float weight) {
   size_t count = (size_t)n;
   lanes sum = lanes_fill(0);
   for (size_t i = 0; i < count; i += 16) {
     lanes log_q = lanes_load(x + i, count - i, 0) - x_log_sum;
     lanes log_p = lanes_load(t + i, count - i, -FLT_MAX / 4) - t_log_sum;
     lanes p = lanes_exp(log_p);
-    if (count - i >= 16) sum = lanes_fma(p, log_p - log_q, sum);
+    if (count - i >= 16)
+      sum = lanes_fma(p, log_p - log_q, sum);
     else
       for (size_t j = 0; j < count - i; j++) sum[j] += p[j] * (log_p[j] - log_q[j]);
     lanes_store(x + i, count - i, scale * (lanes_exp(log_q) - weight * p));

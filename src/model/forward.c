@@ -65,14 +65,18 @@ understudy_status ust_timeline_create(const ust_model *model, int context, int m
 
 void ust_timeline_free(ust_timeline *t) {
   if (!t) return;
-  void *const parts[] = {t->kv,     t->parent, t->depth,   t->residual, t->qkv,      t->norm,
-                         t->heads,  t->hidden, t->scratch, t->keys,     t->identity, t->path};
+  void *const parts[] = {t->kv,    t->parent, t->depth,   t->residual, t->qkv,      t->norm,
+                         t->heads, t->hidden, t->scratch, t->keys,     t->identity, t->path};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) ust_free(parts[i]);
   ust_free(t);
 }
 
-int ust_timeline_committed(const ust_timeline *t) { return t->committed; }
-int ust_timeline_nodes(const ust_timeline *t) { return t->nodes; }
+int ust_timeline_committed(const ust_timeline *t) {
+  return t->committed;
+}
+int ust_timeline_nodes(const ust_timeline *t) {
+  return t->nodes;
+}
 
 /* The keys of a new node: the committed positions, its ancestors, itself. As far as ancestors lie in the slot of
  * their position, they count as identity. */
@@ -120,8 +124,8 @@ static void normalise(ust_timeline *t, const float *gain, const float *bias, int
   const ust_model *m = t->model;
   share s = share_of(rows, thread, threads);
   for (int r = s.begin; r < s.end; r++)
-    m->kernels->layer_norm(t->residual + (size_t)r * m->width_stride, gain, bias, m->config.width, m->config.norm_epsilon,
-                           t->norm + (size_t)r * m->width_stride * m->kernels->activation_size);
+    m->kernels->layer_norm(t->residual + (size_t)r * m->width_stride, gain, bias, m->config.width,
+                           m->config.norm_epsilon, t->norm + (size_t)r * m->width_stride * m->kernels->activation_size);
 }
 
 /* Stores the new keys and values of this thread's heads and attends. */
@@ -161,7 +165,8 @@ static void layer_pass(ust_timeline *t, int index, int rows, int thread, int thr
   const ust_layer *layer = &m->layers[index];
   normalise(t, layer->norm1_gain, layer->norm1_bias, rows, thread, threads);
 #pragma omp barrier
-  linear(m, &layer->qkv, t->norm, m->width_stride, rows, layer->qkv_bias, UST_STORE, t->qkv, m->qkv_stride, thread, threads);
+  linear(m, &layer->qkv, t->norm, m->width_stride, rows, layer->qkv_bias, UST_STORE, t->qkv, m->qkv_stride, thread,
+         threads);
 #pragma omp barrier
   attend(t, index, rows, thread, threads);
 #pragma omp barrier
@@ -184,7 +189,8 @@ static int select_rows(ust_timeline *t, const bool *want, int rows) {
   size_t stride = (size_t)t->model->width_stride;
   for (int r = 0; r < rows; r++) {
     if (want && !want[r]) continue;
-    if (count != r) memcpy(t->residual + (size_t)count * stride, t->residual + (size_t)r * stride, stride * sizeof(float));
+    if (count != r)
+      memcpy(t->residual + (size_t)count * stride, t->residual + (size_t)r * stride, stride * sizeof(float));
     count++;
   }
   return count;
@@ -208,7 +214,8 @@ void ust_model_forward(ust_timeline *t, const int32_t *tokens, const int32_t *pa
 #pragma omp barrier
       const ust_matrix *output = m->output.data ? &m->output : &m->embedding;
       if (wanted)
-        linear(m, output, t->norm, m->width_stride, wanted, NULL, UST_STORE, logits, m->vocabulary_stride, thread, threads);
+        linear(m, output, t->norm, m->width_stride, wanted, NULL, UST_STORE, logits, m->vocabulary_stride, thread,
+               threads);
     }
     m->kernels->release();
   }
@@ -223,7 +230,8 @@ void ust_timeline_commit(ust_timeline *t, const int32_t *path, int count) {
     assert(path[i] >= i && path[i] < t->nodes && t->depth[path[i]] == i);
     if (path[i] == i) continue;
     for (int b = 0; b < blocks; b++)
-      m->kernels->kv_move(t->kv + (size_t)b * t->head_bytes, t->slots, head_dim, t->committed + path[i], t->committed + i);
+      m->kernels->kv_move(t->kv + (size_t)b * t->head_bytes, t->slots, head_dim, t->committed + path[i],
+                          t->committed + i);
   }
   t->committed += count;
   t->nodes = 0;

@@ -25,10 +25,10 @@ static void name_parameters(ust_gpt2_train *m) {
     const char *name;
     int rows, cols;
   } layer[UST_LAYER_TENSORS] = {
-      {"attn_norm.weight", 1, w}, {"attn_norm.bias", 1, w},   {"attn_qkv.weight", 3 * w, w},
+      {"attn_norm.weight", 1, w},  {"attn_norm.bias", 1, w},     {"attn_qkv.weight", 3 * w, w},
       {"attn_qkv.bias", 1, 3 * w}, {"attn_output.weight", w, w}, {"attn_output.bias", 1, w},
-      {"ffn_norm.weight", 1, w},  {"ffn_norm.bias", 1, w},    {"ffn_up.weight", f, w},
-      {"ffn_up.bias", 1, f},      {"ffn_down.weight", w, f},  {"ffn_down.bias", 1, w},
+      {"ffn_norm.weight", 1, w},   {"ffn_norm.bias", 1, w},      {"ffn_up.weight", f, w},
+      {"ffn_up.bias", 1, f},       {"ffn_down.weight", w, f},    {"ffn_down.bias", 1, w},
   };
   name_parameter(m, UST_TOKENS, -1, "token_embd.weight", c->vocabulary, w);
   name_parameter(m, UST_POSITIONS, -1, "position_embd.weight", c->context, w);
@@ -59,7 +59,9 @@ static void *take(allocator *a, size_t bytes) {
   return memory;
 }
 
-static float *take_floats(allocator *a, size_t rows, size_t cols) { return take(a, rows * cols * sizeof(float)); }
+static float *take_floats(allocator *a, size_t rows, size_t cols) {
+  return take(a, rows * cols * sizeof(float));
+}
 
 static void take_matrix(allocator *a, ust_matrix *matrix, int rows, int cols) {
   matrix->format = a->m->format;
@@ -196,8 +198,8 @@ static understudy_status check_shape(const ust_config *c, int window, int max_se
 }
 
 understudy_status ust_gpt2_train_create(const ust_config *config, const ust_kernels *kernels, ust_format format,
-                                        int window, int max_sequences, int threads, bool trains,
-                                        ust_gpt2_train **model, understudy_error *err) {
+                                        int window, int max_sequences, int threads, bool trains, ust_gpt2_train **model,
+                                        understudy_error *err) {
   *model = NULL;
   UST_TRY(check_shape(config, window, max_sequences, err));
   ust_gpt2_train *m = calloc(1, sizeof *m);

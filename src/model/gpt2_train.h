@@ -16,7 +16,7 @@ enum {
   UST_TRAIN_ROWS = 128,   /* rows of a work item: their widest activation stays in the second-level cache */
   UST_TRAIN_VOCAB = 1024, /* rows of the token matrix whose logits exist at a time */
   UST_TRAIN_LOGITS = UST_TRAIN_VOCAB + 32, /* stride of them: no power of two, which would crowd few cache sets */
-  UST_TRAIN_QUERIES = 64  /* rows of an attention matrix computed at a time */
+  UST_TRAIN_QUERIES = 64                   /* rows of an attention matrix computed at a time */
 };
 
 /* One parameter tensor, under GGUF's name. */
@@ -30,8 +30,18 @@ typedef struct ust_parameter {
 /* Positions of the tensors in the list: two embeddings, 12 of each layer, two of the last norm. */
 enum { UST_TOKENS, UST_POSITIONS, UST_LAYER };
 enum {
-  UST_NORM1_GAIN, UST_NORM1_BIAS, UST_QKV, UST_QKV_BIAS, UST_OUT, UST_OUT_BIAS,
-  UST_NORM2_GAIN, UST_NORM2_BIAS, UST_UP, UST_UP_BIAS, UST_DOWN, UST_DOWN_BIAS,
+  UST_NORM1_GAIN,
+  UST_NORM1_BIAS,
+  UST_QKV,
+  UST_QKV_BIAS,
+  UST_OUT,
+  UST_OUT_BIAS,
+  UST_NORM2_GAIN,
+  UST_NORM2_BIAS,
+  UST_UP,
+  UST_UP_BIAS,
+  UST_DOWN,
+  UST_DOWN_BIAS,
   UST_LAYER_TENSORS
 };
 
@@ -48,8 +58,8 @@ typedef struct ust_kept {
 
 /* Scratch memory of one thread. */
 typedef struct ust_train_scratch {
-  float *wide, *wide2; /* [UST_TRAIN_ROWS, widest] */
-  void *rows;          /* activation [UST_TRAIN_ROWS, widest] */
+  float *wide, *wide2;            /* [UST_TRAIN_ROWS, widest] */
+  void *rows;                     /* activation [UST_TRAIN_ROWS, widest] */
   float *head, *square, *square2; /* [window, head_dim], [window, window] x 2 */
   void *head_rows, *square_rows;  /* activations of the same shapes */
   ust_matrix matrix;              /* of a head */
@@ -67,8 +77,8 @@ typedef struct ust_gpt2_train {
   size_t size; /* floats of all parameters, padding included */
   float *values, *gradients;
 
-  ust_linear *linears;      /* [layers][4]: qkv, out, up, down */
-  ust_linear *vocabulary;   /* [blocks of UST_TRAIN_VOCAB] */
+  ust_linear *linears;    /* [layers][4]: qkv, out, up, down */
+  ust_linear *vocabulary; /* [blocks of UST_TRAIN_VOCAB] */
   int vocabulary_blocks;
 
   /* the micro-batch */
@@ -76,16 +86,16 @@ typedef struct ust_gpt2_train {
   int32_t *ids, *positions; /* [tokens] */
   ust_kept *kept;           /* [layers] */
   float *last, *last_norm, *last_mean, *last_rstd;
-  void *last_rows;   /* activation [tokens, width]: what the token matrix is multiplied with */
-  float *log_sum;    /* [tokens]: log of the sum of exp(logits) */
-  float *loss, *kl;  /* [tokens] */
+  void *last_rows;  /* activation [tokens, width]: what the token matrix is multiplied with */
+  float *log_sum;   /* [tokens]: log of the sum of exp(logits) */
+  float *loss, *kl; /* [tokens] */
 
   /* backward */
   float *d_stream, *d_norm, *d_qkv, *d_attention, *d_up; /* as their counterparts */
   float *d_norm_partial;                                 /* [row blocks][2][width] */
   void *transposed;                                      /* activation [widest, transposed_stride] */
   size_t transposed_stride;
-  ust_matrix inputs; /* packed transposed inputs, [widest input, tokens] */
+  ust_matrix inputs;          /* packed transposed inputs, [widest input, tokens] */
   ust_train_scratch *scratch; /* [threads] */
 
   void **blocks; /* every allocation */
@@ -95,8 +105,8 @@ typedef struct ust_gpt2_train {
 /* All memory for micro-batches of up to max_sequences sequences of `window` tokens; parameters are zero.
  * Needs width, feed_forward and head size divisible by 32 and window * sequences too. */
 understudy_status ust_gpt2_train_create(const ust_config *config, const ust_kernels *kernels, ust_format format,
-                                        int window, int max_sequences, int threads, bool trains,
-                                        ust_gpt2_train **model, understudy_error *err);
+                                        int window, int max_sequences, int threads, bool trains, ust_gpt2_train **model,
+                                        understudy_error *err);
 void ust_gpt2_train_free(ust_gpt2_train *model);
 
 /* Packs the values; call after every change of them. */
@@ -121,8 +131,12 @@ static inline float *ust_train_value(const ust_gpt2_train *m, int parameter) {
 static inline float *ust_train_gradient(const ust_gpt2_train *m, int parameter) {
   return m->gradients + m->parameters[parameter].offset;
 }
-static inline int ust_train_layer(int layer, int tensor) { return UST_LAYER + layer * UST_LAYER_TENSORS + tensor; }
-static inline int ust_train_panels(const ust_matrix *w) { return (w->rows + UST_PANEL - 1) / UST_PANEL; }
+static inline int ust_train_layer(int layer, int tensor) {
+  return UST_LAYER + layer * UST_LAYER_TENSORS + tensor;
+}
+static inline int ust_train_panels(const ust_matrix *w) {
+  return (w->rows + UST_PANEL - 1) / UST_PANEL;
+}
 
 /* The two below are called by all threads of a parallel region together. */
 

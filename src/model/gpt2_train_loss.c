@@ -10,7 +10,9 @@
 
 #include "model/gpt2_train.h"
 
-static int row_blocks(const ust_gpt2_train *m) { return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS; }
+static int row_blocks(const ust_gpt2_train *m) {
+  return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
+}
 
 /* logits[rows, UST_TRAIN_LOGITS] of one block of the vocabulary, for tokens from `first` on */
 static void block_logits(const ust_gpt2_train *m, int block, int first, int rows, float *logits) {

@@ -7,9 +7,15 @@
 
 #include "model/gpt2_train.h"
 
-static ust_train_scratch *scratch_of(const ust_gpt2_train *m) { return &m->scratch[omp_get_thread_num()]; }
-static int row_blocks(const ust_gpt2_train *m) { return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS; }
-static int block_rows(const ust_gpt2_train *m, int first) { return UST_MIN(UST_TRAIN_ROWS, m->tokens - first); }
+static ust_train_scratch *scratch_of(const ust_gpt2_train *m) {
+  return &m->scratch[omp_get_thread_num()];
+}
+static int row_blocks(const ust_gpt2_train *m) {
+  return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
+}
+static int block_rows(const ust_gpt2_train *m, int first) {
+  return UST_MIN(UST_TRAIN_ROWS, m->tokens - first);
+}
 static char *activation_at(const ust_gpt2_train *m, void *base, size_t element) {
   return (char *)base + element * m->kernels->activation_size;
 }
@@ -80,8 +86,7 @@ static void causal_product(const ust_gpt2_train *m, const ust_matrix *w, const v
 /* s->head = scaled queries, s->square = softmax(causal q k^T / sqrt(dim)) */
 static void attention_matrix(const ust_gpt2_train *m, const head *h, ust_train_scratch *s) {
   for (int i = 0; i < m->window; i++)
-    for (int d = 0; d < h->dim; d++)
-      s->head[(size_t)i * h->dim + d] = h->q[(size_t)i * h->qkv_stride + d] * h->scale;
+    for (int d = 0; d < h->dim; d++) s->head[(size_t)i * h->dim + d] = h->q[(size_t)i * h->qkv_stride + d] * h->scale;
   convert_rows(m, s->head, (size_t)h->dim, m->window, h->dim, s->head_rows);
   causal_product(m, pack_head(m, h->k, h->qkv_stride, h->dim, false), s->head_rows, h->dim, s->square);
   for (int i = 0; i < m->window; i++)

@@ -15,8 +15,7 @@ typedef struct ust_timeline ust_timeline;
 
 /* Reads and packs the weights for `kernels` with `threads` threads. The weights may be closed afterwards. */
 understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *kernels, int threads,
-                                 understudy_progress_fn progress, void *user, ust_model **model,
-                                 understudy_error *err);
+                                 understudy_progress_fn progress, void *user, ust_model **model, understudy_error *err);
 void ust_model_close(ust_model *model);
 
 const ust_config *ust_model_config(const ust_model *model);

@@ -10,6 +10,7 @@ typedef struct loader {
   understudy_progress_fn progress;
   void *user;
   uint64_t done, total; /* matrix rows */
+  bool checking;        /* the first time through: names and shapes alone */
   understudy_error *err;
 } loader;
 
@@ -20,6 +21,7 @@ static understudy_status find(loader *l, const char *name, uint64_t rows, uint64
 static understudy_status load_vector(loader *l, const char *name, int n, float **out) {
   const ust_tensor *tensor;
   UST_TRY(find(l, name, 1, (uint64_t)n, &tensor));
+  if (l->checking) return UNDERSTUDY_OK;
   size_t bytes = (size_t)UST_ROUND_UP(n, UST_PANEL) * sizeof(float);
   *out = ust_alloc(bytes);
   if (!*out) return ust_error_memory(l->err, bytes, name);
@@ -28,8 +30,8 @@ static understudy_status load_vector(loader *l, const char *name, int n, float *
 }
 
 /* Rows [row, row+count) of a tensor into the matrix. */
-static understudy_status pack_rows(loader *l, const ust_tensor *tensor, ust_matrix *matrix, uint64_t row, uint64_t count,
-                                   void *buffer, understudy_error *err) {
+static understudy_status pack_rows(loader *l, const ust_tensor *tensor, ust_matrix *matrix, uint64_t row,
+                                   uint64_t count, void *buffer, understudy_error *err) {
   const ust_kernels *kernels = l->model->kernels;
   if (matrix->format == UST_FORMAT_Q8) {
     UST_TRY(ust_weights_read_q8(l->weights, tensor, row, count, buffer, err));
@@ -53,6 +55,7 @@ static ust_format format_of(const ust_kernels *kernels, ust_type type) {
 static understudy_status load_matrix(loader *l, const char *name, int rows, int cols, ust_matrix *matrix) {
   const ust_tensor *tensor;
   UST_TRY(find(l, name, (uint64_t)rows, (uint64_t)cols, &tensor));
+  if (l->checking) return UNDERSTUDY_OK;
   const ust_kernels *kernels = l->model->kernels;
   ust_format format = format_of(kernels, tensor->type);
   *matrix = (ust_matrix){.format = format, .rows = rows, .cols = cols};
@@ -108,19 +111,24 @@ static understudy_status load_layer(loader *l, int index, ust_layer *layer) {
   return UNDERSTUDY_OK;
 }
 
-static understudy_status load_all(loader *l) {
+static understudy_status load_positions(loader *l) {
   ust_model *m = l->model;
   const ust_config *c = &m->config;
   const ust_tensor *tensor;
-  UST_TRY(load_matrix(l, "token_embd.weight", c->vocabulary, c->width, &m->embedding));
   UST_TRY(find(l, "position_embd.weight", (uint64_t)c->context, (uint64_t)c->width, &tensor));
+  if (l->checking) return UNDERSTUDY_OK;
   size_t bytes = (size_t)c->context * (size_t)c->width * sizeof(float);
   m->positions = ust_alloc(bytes);
   if (!m->positions) return ust_error_memory(l->err, bytes, "position_embd.weight");
-  UST_TRY(ust_weights_read_rows(l->weights, tensor, 0, (uint64_t)c->context, m->positions, l->err));
   m->parameters += (uint64_t)c->context * (uint64_t)c->width;
-  m->layers = ust_alloc((size_t)c->layers * sizeof *m->layers);
-  if (!m->layers) return ust_error_memory(l->err, (size_t)c->layers * sizeof *m->layers, "layers");
+  return ust_weights_read_rows(l->weights, tensor, 0, (uint64_t)c->context, m->positions, l->err);
+}
+
+static understudy_status load_all(loader *l) {
+  ust_model *m = l->model;
+  const ust_config *c = &m->config;
+  UST_TRY(load_matrix(l, "token_embd.weight", c->vocabulary, c->width, &m->embedding));
+  UST_TRY(load_positions(l));
   for (int i = 0; i < c->layers; i++) UST_TRY(load_layer(l, i, &m->layers[i]));
   UST_TRY(load_vector(l, "output_norm.weight", c->width, &m->norm_gain));
   UST_TRY(load_vector(l, "output_norm.bias", c->width, &m->norm_bias));
@@ -154,7 +162,13 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
   m->vocabulary_stride = UST_ROUND_UP(c->vocabulary, UST_PANEL);
   loader l = {.weights = weights, .model = m, .progress = progress, .user = user, .err = err};
   l.total = (uint64_t)c->vocabulary + (uint64_t)c->layers * (5 * (uint64_t)c->width + (uint64_t)c->feed_forward);
-  understudy_status status = load_all(&l);
+  m->layers = ust_alloc((size_t)c->layers * sizeof *m->layers);
+  understudy_status status =
+      m->layers ? UNDERSTUDY_OK : ust_error_memory(err, (size_t)c->layers * sizeof *m->layers, "layers");
+  for (int pass = 0; pass < 2 && status == UNDERSTUDY_OK; pass++) {
+    l.checking = pass == 0;
+    status = load_all(&l);
+  }
   if (status != UNDERSTUDY_OK) {
     ust_model_close(m);
     return status;
@@ -168,9 +182,9 @@ void ust_model_close(ust_model *m) {
   if (!m) return;
   for (int i = 0; m->layers && i < m->config.layers; i++) {
     ust_layer *layer = &m->layers[i];
-    void *const parts[] = {layer->qkv.data,    layer->output.data, layer->up.data,      layer->down.data,
-                           layer->norm1_gain,  layer->norm1_bias,  layer->qkv_bias,     layer->output_bias,
-                           layer->norm2_gain,  layer->norm2_bias,  layer->up_bias,      layer->down_bias};
+    void *const parts[] = {layer->qkv.data,   layer->output.data, layer->up.data,  layer->down.data,
+                           layer->norm1_gain, layer->norm1_bias,  layer->qkv_bias, layer->output_bias,
+                           layer->norm2_gain, layer->norm2_bias,  layer->up_bias,  layer->down_bias};
     for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) ust_free(parts[p]);
   }
   ust_free(m->layers);
@@ -182,11 +196,21 @@ void ust_model_close(ust_model *m) {
   ust_free(m);
 }
 
-const ust_config *ust_model_config(const ust_model *m) { return &m->config; }
-uint64_t ust_model_parameters(const ust_model *m) { return m->parameters; }
-uint64_t ust_model_weight_bytes(const ust_model *m) { return m->weight_bytes; }
-int ust_model_threads(const ust_model *m) { return m->threads; }
-size_t ust_model_logit_stride(const ust_model *m) { return (size_t)m->vocabulary_stride; }
+const ust_config *ust_model_config(const ust_model *m) {
+  return &m->config;
+}
+uint64_t ust_model_parameters(const ust_model *m) {
+  return m->parameters;
+}
+uint64_t ust_model_weight_bytes(const ust_model *m) {
+  return m->weight_bytes;
+}
+int ust_model_threads(const ust_model *m) {
+  return m->threads;
+}
+size_t ust_model_logit_stride(const ust_model *m) {
+  return (size_t)m->vocabulary_stride;
+}
 
 uint64_t ust_model_kv_bytes(const ust_model *m) {
   const ust_config *c = &m->config;

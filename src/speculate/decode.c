@@ -98,8 +98,12 @@ void ust_decoder_reset(ust_decoder *d, const understudy_sampling *sampling) {
   if (d->options.draft) ust_draft_reset(&d->draft);
 }
 
-ust_planner *ust_decoder_planner(ust_decoder *d) { return &d->planner; }
-int ust_decoder_count(const ust_decoder *d) { return d->history.count; }
+ust_planner *ust_decoder_planner(ust_decoder *d) {
+  return &d->planner;
+}
+int ust_decoder_count(const ust_decoder *d) {
+  return d->history.count;
+}
 
 static void append(ust_decoder *d, int32_t token) {
   d->history.tokens[d->history.count++] = token;
@@ -111,8 +115,9 @@ static void append(ust_decoder *d, int32_t token) {
 understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int count, understudy_progress_fn progress,
                                      void *user, understudy_error *err) {
   if (count > d->options.context - d->history.count)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "prompt: %d tokens after %d, expected at most %d in all (the context)",
-                     count, d->history.count, d->options.context);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "prompt: %d tokens after %d, expected at most %d in all (the context)", count, d->history.count,
+                     d->options.context);
   uint64_t start = ust_clock_ns();
   for (int i = 0; i < count; i++) append(d, tokens[i]);
   int32_t chain[PROMPT_ROWS], parents[PROMPT_ROWS];
@@ -156,13 +161,16 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   tree->nodes[0].row = 0;
   nodes[0] = 0;
   if (deepest <= 0 || (!text && !d->options.draft)) return 1;
-  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->options.sampling)) {}
+  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->options.sampling)) {
+  }
 
-  double rate = ust_planner_rate(&d->planner), expected = 0, best_value = -rate * ust_cost_of(&d->planner.target_cost, 1);
+  double rate = ust_planner_rate(&d->planner), expected = 0,
+         best_value = -rate * ust_cost_of(&d->planner.target_cost, 1);
   int count = 1, best = 1;
   while (count < UST_TARGET_ROWS) {
     ust_node *above = &tree->nodes[nodes[count - 1]];
-    if (text && above->draft_node < 0) ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->options.sampling);
+    if (text && above->draft_node < 0)
+      ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->options.sampling);
     int node = best_leaf(tree, deepest);
     if (node < 0) break;
     tree->nodes[node].row = count;
@@ -310,7 +318,8 @@ understudy_status ust_decoder_score(ust_decoder *d, const int32_t *tokens, size_
     ust_timeline_commit(d->timeline, chain, rows);
 #pragma omp parallel for num_threads(threads)
     for (int i = 0; i < rows; i++)
-      logprobs[at + (size_t)i] = log_probability(d->logits + (size_t)i * stride, vocabulary, tokens[at + (size_t)i + 1]);
+      logprobs[at + (size_t)i] =
+          log_probability(d->logits + (size_t)i * stride, vocabulary, tokens[at + (size_t)i + 1]);
     at += (size_t)rows;
     if (progress && progress(user, "scoring", at, count - 1))
       return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "scoring: cancelled after %zu of %zu tokens", at, count - 1);

@@ -11,8 +11,8 @@ understudy_status ust_draft_create(const ust_model *model, int context, ust_plan
   *stage = (ust_draft_stage){.model = model, .planner = planner};
   int threads = ust_model_threads(model);
   size_t bytes = (size_t)(UST_DRAFT_ROWS + 1) * ust_model_logit_stride(model) * sizeof(float);
-  understudy_status status = ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context), 256,
-                                                 &stage->timeline, err);
+  understudy_status status =
+      ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context), 256, &stage->timeline, err);
   stage->logits = ust_alloc(bytes);
   stage->samplers = ust_alloc((size_t)threads * sizeof *stage->samplers);
   if (status == UNDERSTUDY_OK && (!stage->logits || !stage->samplers))
@@ -168,7 +168,8 @@ void ust_draft_commit(ust_draft_stage *stage, const ust_tree *tree, const int32_
   int length = 0;
   if (count > 0 && tree->nodes[0].draft_node >= 0) {
     for (; length < stage->pending; length++) nodes[length] = length;
-    for (int i = 0; i < count && tree->nodes[path[i]].draft_node >= 0; i++) nodes[length++] = tree->nodes[path[i]].draft_node;
+    for (int i = 0; i < count && tree->nodes[path[i]].draft_node >= 0; i++)
+      nodes[length++] = tree->nodes[path[i]].draft_node;
   }
   ust_timeline_commit(stage->timeline, nodes, length);
 }

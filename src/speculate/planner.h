@@ -9,7 +9,14 @@
 
 #include "base/base.h"
 
-enum { UST_TARGET_ROWS = 64, UST_DRAFT_ROWS = 24, UST_COST_POINTS = 7, UST_CANDIDATES = 6, UST_GAPS = 10, UST_ORDERS = 5 };
+enum {
+  UST_TARGET_ROWS = 64,
+  UST_DRAFT_ROWS = 24,
+  UST_COST_POINTS = 7,
+  UST_CANDIDATES = 6,
+  UST_GAPS = 10,
+  UST_ORDERS = 5
+};
 
 /* Seconds of a pass by rows: measured once at some row counts, straight lines between, times a drift learned
  * from the passes since. */

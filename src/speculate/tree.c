@@ -3,8 +3,16 @@
 
 void ust_tree_start(ust_tree *tree, int32_t root_token) {
   tree->count = 1;
-  tree->nodes[0] = (ust_node){.token = root_token, .parent = -1, .first_child = -1, .next_sibling = -1, .chance = 1,
-                              .reach = 1, .text_cell = -1, .draft_cell = -1, .draft_node = -1, .row = -1};
+  tree->nodes[0] = (ust_node){.token = root_token,
+                              .parent = -1,
+                              .first_child = -1,
+                              .next_sibling = -1,
+                              .chance = 1,
+                              .reach = 1,
+                              .text_cell = -1,
+                              .draft_cell = -1,
+                              .draft_node = -1,
+                              .row = -1};
 }
 
 int ust_tree_child(const ust_tree *tree, int parent, int32_t token) {
@@ -17,9 +25,18 @@ int ust_tree_add(ust_tree *tree, int parent, int32_t token, float chance, unders
   ust_node *above = &tree->nodes[parent];
   if (tree->count == UST_TREE_CAPACITY || above->depth == UST_TREE_DEEPEST) return -1;
   int node = tree->count++;
-  tree->nodes[node] = (ust_node){.token = token, .parent = parent, .depth = above->depth + 1, .first_child = -1,
-                                 .next_sibling = above->first_child, .chance = chance, .reach = above->reach * chance,
-                                 .origin = origin, .text_cell = -1, .draft_cell = -1, .draft_node = -1, .row = -1};
+  tree->nodes[node] = (ust_node){.token = token,
+                                 .parent = parent,
+                                 .depth = above->depth + 1,
+                                 .first_child = -1,
+                                 .next_sibling = above->first_child,
+                                 .chance = chance,
+                                 .reach = above->reach * chance,
+                                 .origin = origin,
+                                 .text_cell = -1,
+                                 .draft_cell = -1,
+                                 .draft_node = -1,
+                                 .row = -1};
   above->first_child = node;
   return node;
 }

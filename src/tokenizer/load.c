@@ -279,6 +279,8 @@ static understudy_status read_merges_txt(reading *r, const char *path, understud
     bool version = i == 0 && line.size >= 8 && memcmp(line.data, "#version", 8) == 0;
     if (line.size && !version) r->merges[r->merge_count++] = line;
   }
+  if (r->merge_count == 0 && r->count > 257) /* single bytes and the end of text need none */
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found no merges, expected those of %zu tokens", path, r->count);
   return UNDERSTUDY_OK;
 }
 

@@ -18,9 +18,9 @@ typedef struct header {
   uint64_t step;
 } header;
 
-static const char *const names[FIELDS] = {"kernel level", "vocabulary", "context", "width", "layers", "heads", "floats", "window",
-                                          "steps", "batch", "rate (bits)", "seed", "corpus (checksum)",
-                                          "tokenizer (checksum)", "teacher (checksum)"};
+static const char *const names[FIELDS] = {"kernel level", "vocabulary", "context", "width", "layers", "heads",
+                                          "floats", "window", "steps", "batch", "rate (bits)", "seed",
+                                          "corpus (checksum)", "tokenizer (checksum)", "teacher (checksum)"};
 
 uint64_t ust_train_checksum(uint64_t state, const void *data, size_t size) {
   const char *at = data;
@@ -44,10 +44,11 @@ static header make_header(const ust_train_run *run) {
   memcpy(&rate, &o->rate, sizeof rate);
   return (header){.magic = "USTTRAIN",
                   .version = VERSION,
-                  .fields = {(uint64_t)o->kernels->isa, (uint64_t)c->vocabulary, (uint64_t)c->context, (uint64_t)c->width, (uint64_t)c->layers,
-                             (uint64_t)c->heads, run->model->size, UST_TRAIN_WINDOW, (uint64_t)o->steps,
-                             (uint64_t)o->batch, rate, o->seed, run->corpus.fingerprint,
-                             ust_tokenizer_fingerprint(o->tokenizer), run->teacher_fingerprint},
+                  .fields = {(uint64_t)o->kernels->isa, (uint64_t)c->vocabulary, (uint64_t)c->context,
+                             (uint64_t)c->width, (uint64_t)c->layers, (uint64_t)c->heads, run->model->size,
+                             UST_TRAIN_WINDOW, (uint64_t)o->steps, (uint64_t)o->batch, rate, o->seed,
+                             run->corpus.fingerprint, ust_tokenizer_fingerprint(o->tokenizer),
+                             run->teacher_fingerprint},
                   .step = (uint64_t)run->step};
 }
 

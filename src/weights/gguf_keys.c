@@ -38,7 +38,8 @@ const ust_key *ust_weights_key(const ust_weights *weights, const char *name) {
   return found ? *found : NULL;
 }
 
-understudy_status ust_weights_vocabulary(const ust_weights *weights, ust_vocabulary *vocabulary, understudy_error *err) {
+understudy_status ust_weights_vocabulary(const ust_weights *weights, ust_vocabulary *vocabulary,
+                                         understudy_error *err) {
   const ust_key *tokens = ust_weights_key(weights, "tokenizer.ggml.tokens");
   const ust_key *merges = ust_weights_key(weights, "tokenizer.ggml.merges");
   const ust_key *types = ust_weights_key(weights, "tokenizer.ggml.token_type");
@@ -221,6 +222,10 @@ static understudy_status check_parallel(const ust_weights *weights, const char *
 static understudy_status check_vocabulary(const ust_weights *weights, const ust_key *tokens, understudy_error *err) {
   if (!tokens->strings) return bad(weights, "tokenizer.ggml.tokens", "another type", "an array of strings", err);
   UST_TRY(want_text(weights, "tokenizer.ggml.model", "gpt2", err));
+  /* How text is split before merging. Files older than the key, and "default", are split as GPT-2 does. */
+  const ust_key *split = ust_weights_key(weights, "tokenizer.ggml.pre");
+  bool unnamed = split && split->type == UST_GGUF_STRING && split->count == 7 && memcmp(split->value, "default", 7) == 0;
+  if (split && !unnamed) UST_TRY(want_text(weights, "tokenizer.ggml.pre", "gpt-2", err));
   const ust_key *merges = ust_weights_key(weights, "tokenizer.ggml.merges");
   if (merges && !merges->strings)
     return bad(weights, "tokenizer.ggml.merges", "another type", "an array of strings", err);

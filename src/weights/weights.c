@@ -3,6 +3,17 @@
 
 #include "weights/internal.h"
 
+/* Layers beyond those the configuration counts: the file would be another model than it says. */
+static understudy_status check_layers(const ust_weights *weights, understudy_error *err) {
+  for (size_t i = 0; i < weights->count; i++) {
+    const char *name = weights->tensors[i].name;
+    if (strncmp(name, "blk.", 4) == 0 && strtoll(name + 4, NULL, 10) >= weights->config.layers)
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tensor %s: found a layer beyond the %d of block_count",
+                       weights->path, name, weights->config.layers);
+  }
+  return UNDERSTUDY_OK;
+}
+
 understudy_status ust_weights_open(const char *path, ust_weights **out, understudy_error *err) {
   *out = NULL;
   ust_weights *weights = calloc(1, sizeof *weights);
@@ -18,6 +29,7 @@ understudy_status ust_weights_open(const char *path, ust_weights **out, understu
   }
   if (status == UNDERSTUDY_OK) status = ust_weights_index_tensors(weights, err);
   if (status == UNDERSTUDY_OK && !weights->directory) status = ust_weights_configure_gguf(weights, err);
+  if (status == UNDERSTUDY_OK) status = check_layers(weights, err);
   const ust_tensor *embedding;
   if (status == UNDERSTUDY_OK)
     status = ust_weights_find(weights, "token_embd.weight", (uint64_t)weights->config.vocabulary,

@@ -56,7 +56,8 @@ static void check_tree(fixture *f, uint64_t *state, int nodes) {
   int first = random_below(state, 2) ? nodes : 1 + random_below(state, nodes);
   ust_model_forward(f->tree, tokens, parents, first, NULL, f->logits);
   if (first < nodes)
-    ust_model_forward(f->tree, tokens + first, parents + first, nodes - first, NULL, f->logits + (size_t)first * f->stride);
+    ust_model_forward(f->tree, tokens + first, parents + first, nodes - first, NULL,
+                      f->logits + (size_t)first * f->stride);
   int path[DEEPEST + 1], node = random_below(state, nodes), length = depth[node] + 1;
   for (int at = node, d = depth[node]; at >= 0; at = parents[at], d--) path[d] = at;
   for (int d = 0; d < length; d++) text[prefix + d] = tokens[path[d]];
@@ -76,8 +77,9 @@ static void rows_do_not_depend_on_company(void **unused) {
   for (int isa = 0; isa < UST_ISA_COUNT; isa++) {
     if (!ust_kernels_get((ust_isa)isa, NULL)) continue;
     for (int variant = 0; variant < 2; variant++) {
-      random_model shape = {VOCABULARY, CONTEXT, variant ? 80 : 64, 2, variant ? 5 : 1, variant ? UST_TYPE_BF16 : UST_TYPE_Q8_0,
-                            (uint64_t)(17 + isa), 0.15f};
+      random_model shape = {
+          VOCABULARY,           CONTEXT, variant ? 80 : 64, 2, variant ? 5 : 1, variant ? UST_TYPE_BF16 : UST_TYPE_Q8_0,
+          (uint64_t)(17 + isa), 0.15f};
       fixture f = {.model = random_model_open(&shape, (ust_isa)isa, 1 + variant)};
       understudy_error err;
       assert_int_equal(ust_timeline_create(f.model, CONTEXT, NODES, &f.tree, &err), UNDERSTUDY_OK);

@@ -21,11 +21,15 @@ static inline uint64_t random_next(uint64_t *state) { /* splitmix64 */
   return z ^ z >> 31;
 }
 
-static inline float random_unit(uint64_t *state) { return (float)(random_next(state) >> 40) * 0x1p-23f - 1; } /* [-1, 1) */
-static inline int random_below(uint64_t *state, int n) { return (int)(random_next(state) % (uint64_t)n); }
+static inline float random_unit(uint64_t *state) {
+  return (float)(random_next(state) >> 40) * 0x1p-23f - 1;
+} /* [-1, 1) */
+static inline int random_below(uint64_t *state, int n) {
+  return (int)(random_next(state) % (uint64_t)n);
+}
 
-static inline void random_declare(ust_gguf_writer *w, const random_model *m, int pass, const char *name, int rows, int cols,
-                                  float centre, uint64_t *state) {
+static inline void random_declare(ust_gguf_writer *w, const random_model *m, int pass, const char *name, int rows,
+                                  int cols, float centre, uint64_t *state) {
   if (pass == 0) {
     ust_gguf_declare(w, name, rows == 1 ? UST_TYPE_F32 : m->type, (uint64_t)rows, (uint64_t)cols);
     return;
@@ -41,9 +45,17 @@ static inline void random_declare(ust_gguf_writer *w, const random_model *m, int
 static inline understudy_status random_model_write(const random_model *m, const char *path, understudy_error *err) {
   ust_gguf_writer *w;
   UST_TRY(ust_gguf_create(path, &w, err));
-  ust_config config = {.architecture = "gpt2", .name = "random", .vocabulary = m->vocabulary, .context = m->context,
-                       .width = m->width, .layers = m->layers, .heads = m->heads, .feed_forward = 4 * m->width,
-                       .norm_epsilon = 1e-5f, .bos = -1, .eos = -1};
+  ust_config config = {.architecture = "gpt2",
+                       .name = "random",
+                       .vocabulary = m->vocabulary,
+                       .context = m->context,
+                       .width = m->width,
+                       .layers = m->layers,
+                       .heads = m->heads,
+                       .feed_forward = 4 * m->width,
+                       .norm_epsilon = 1e-5f,
+                       .bos = -1,
+                       .eos = -1};
   ust_gguf_config(w, &config, m->type);
   ust_text *tokens = calloc((size_t)m->vocabulary, sizeof *tokens);
   char(*names)[16] = calloc((size_t)m->vocabulary, sizeof *names);
@@ -59,7 +71,7 @@ static inline understudy_status random_model_write(const random_model *m, const 
     random_declare(w, m, pass, "position_embd.weight", m->context, d, 0, &state);
     for (int i = 0; i < m->layers; i++) {
       char name[64];
-#define PART(part, rows, cols, centre) \
+#define PART(part, rows, cols, centre)                                                                                 \
   snprintf(name, sizeof name, "blk.%d." part, i), random_declare(w, m, pass, name, rows, cols, centre, &state)
       PART("attn_norm.weight", 1, d, 1);
       PART("attn_norm.bias", 1, d, 0);
