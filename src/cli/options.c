@@ -91,7 +91,8 @@ static bool store(const char *command, const ust_option *option, const char *val
     *(bool *)option->target = true;
     break;
   case UST_OPTION_TEXT:
-    *(const char **)option->target = value;
+    ok = value[0] != 0; /* an empty name is never meant, and would be noticed only when the file is written */
+    if (ok) *(const char **)option->target = value;
     break;
   case UST_OPTION_INT:
     ok = parse_int(value, option->min, option->max, option->target);

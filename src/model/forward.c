@@ -6,6 +6,7 @@
  *   heads activation [rows, width]   hidden activation [rows, feed_forward] */
 #include <omp.h>
 
+#include "base/barrier.h"
 #include "model/gpt2.h"
 
 struct ust_timeline {
@@ -20,6 +21,7 @@ struct ust_timeline {
   char *norm, *heads, *hidden;
   char *scratch; /* [threads] */
   size_t scratch_bytes;
+  ust_barrier barrier;
   int32_t *keys, *identity, *path; /* [max_rows], [max_rows], [max_rows, UST_TREE_DEPTH] */
 };
 
@@ -164,23 +166,23 @@ static void layer_pass(ust_timeline *t, int index, int rows, int thread, int thr
   const ust_model *m = t->model;
   const ust_layer *layer = &m->layers[index];
   normalise(t, layer->norm1_gain, layer->norm1_bias, rows, thread, threads);
-#pragma omp barrier
+  ust_barrier_wait(&t->barrier);
   linear(m, &layer->qkv, t->norm, m->width_stride, rows, layer->qkv_bias, UST_STORE, t->qkv, m->qkv_stride, thread,
          threads);
-#pragma omp barrier
+  ust_barrier_wait(&t->barrier);
   attend(t, index, rows, thread, threads);
-#pragma omp barrier
+  ust_barrier_wait(&t->barrier);
   linear(m, &layer->output, t->heads, m->width_stride, rows, layer->output_bias, UST_ADD, t->residual, m->width_stride,
          thread, threads);
-#pragma omp barrier
+  ust_barrier_wait(&t->barrier);
   normalise(t, layer->norm2_gain, layer->norm2_bias, rows, thread, threads);
-#pragma omp barrier
+  ust_barrier_wait(&t->barrier);
   linear(m, &layer->up, t->norm, m->width_stride, rows, layer->up_bias, UST_GELU, t->hidden, m->hidden_stride, thread,
          threads);
-#pragma omp barrier
+  ust_barrier_wait(&t->barrier);
   linear(m, &layer->down, t->hidden, m->hidden_stride, rows, layer->down_bias, UST_ADD, t->residual, m->width_stride,
          thread, threads);
-#pragma omp barrier
+  ust_barrier_wait(&t->barrier);
 }
 
 /* Brings the wanted rows of the residual together at the top; returns how many. */
@@ -204,14 +206,16 @@ void ust_model_forward(ust_timeline *t, const int32_t *tokens, const int32_t *pa
 #pragma omp parallel num_threads(m->threads)
   {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#pragma omp single
+    ust_barrier_start(&t->barrier, threads);
     embed(t, tokens, rows, thread, threads);
-#pragma omp barrier
+    ust_barrier_wait(&t->barrier);
     for (int i = 0; i < m->config.layers; i++) layer_pass(t, i, rows, thread, threads);
     if (logits) {
-#pragma omp single
-      wanted = select_rows(t, want, rows);
+      if (thread == 0) wanted = select_rows(t, want, rows);
+      ust_barrier_wait(&t->barrier);
       normalise(t, m->norm_gain, m->norm_bias, wanted, thread, threads);
-#pragma omp barrier
+      ust_barrier_wait(&t->barrier);
       const ust_matrix *output = m->output.data ? &m->output : &m->embedding;
       if (wanted)
         linear(m, output, t->norm, m->width_stride, wanted, NULL, UST_STORE, logits, m->vocabulary_stride, thread,

@@ -13,7 +13,7 @@ for prompts in set.jsonl set.jsonl.gz prompt.txt; do
     "$(grep -o '"outputs_identical": .*' $prompts.json)"
 done
 cmp <(grep sha256 set.jsonl.json) <(grep sha256 set.jsonl.gz.json)
-bench - --json piped.json <set.jsonl.gz >table && cmp <(grep sha256 set.jsonl.json) <(grep sha256 piped.json)
+bench - -d "$model" --json piped.json <set.jsonl.gz >table && cmp <(grep sha256 set.jsonl.json) <(grep sha256 piped.json)
 bench set.jsonl --limit 1 --temperature 1 --top-k 50 --seed 3 >table && sed -n 2p table
 
 echo "== bad prompt sets"

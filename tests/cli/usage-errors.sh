@@ -27,6 +27,7 @@ check ngram -m "$model" -o x --tokens 0
 echo "== words"
 check run -m "$model" --isa sse hi
 check run -m "$model" --mode fast hi
+check run -m "$model" --json '' hi
 check run -m "$model" --mode speculative hi
 check quantize "$model" -o out.gguf --type q4_0
 check grow "$model" -o out.gguf --like gpt3
