@@ -162,10 +162,10 @@ static void add_roof_labels(ust_buffer *script, const ust_chart *chart, const fr
     char text[128], how[96];
     double angle = atan2(decade_y, decade_x), x = pixel_x(f, ridge(roof)) * 0.5 + LEFT * 0.5;
     double y = pixel_y(f, roof_at(roof, f->x_min * pow(f->x_max / f->x_min, (x - LEFT) / (RIGHT - LEFT))));
-    snprintf(text, sizeof text, "%.4g GB/s", roof->read_gb_per_s);
+    snprintf(text, sizeof text, "%.3g GB/s", roof->read_gb_per_s);
     snprintf(how, sizeof how, "center rotate by %.1f tc rgb '%s'", angle * 57.29578, roof_colours[i]);
     add_label(script, text, x - 12 * sin(angle), y - 12 * cos(angle), how);
-    snprintf(text, sizeof text, "%s: %.4g TFLOP/s", roof->label, roof->peak_tflop_per_s);
+    snprintf(text, sizeof text, "%s: %.3g TFLOP/s", roof->label, roof->peak_tflop_per_s);
     snprintf(how, sizeof how, "right tc rgb '%s'", roof_colours[i]);
     bool under = i && fabs(log10(roof->peak_tflop_per_s / chart->roofs[0].peak_tflop_per_s)) * decade_y < 30;
     add_label(script, text, RIGHT - 4, pixel_y(f, roof->peak_tflop_per_s * 1e12) + (under ? 14 : -12), how);
