@@ -26,7 +26,9 @@ static inline ust_noise_u4 ust_noise_words(uint64_t seed, uint64_t position, uin
 }
 
 /* G = -log(-log(u)), u = (x + 1/2) / 2^32: between -3.14 and 22.88. */
-static inline float ust_noise_gumbel(uint32_t x) { return (float)-log(-log((x + 0.5) * 0x1p-32)); }
+static inline float ust_noise_gumbel(uint32_t x) {
+  return (float)-log(-log((x + 0.5) * 0x1p-32));
+}
 
 /* At least ust_noise_gumbel(x), for four words. With v = 1-u we have -log(u) = -log(1-v) >= v, so G <= -log(v), and
  * v = (~x + 1/2) / 2^32 >= (floor(~x/2) + 1/4) / 2^31. The bits of a positive float, read as an integer, are

@@ -37,7 +37,9 @@ static inline float scale(float logit, float inverse) {
   return scaled > FLT_MAX ? FLT_MAX : scaled + 0.0f;
 }
 
-static inline float score_of(float scaled, uint32_t word) { return scaled + ust_noise_gumbel(word); }
+static inline float score_of(float scaled, uint32_t word) {
+  return scaled + ust_noise_gumbel(word);
+}
 
 float ust_sample_noise(uint64_t seed, uint64_t position, int32_t token) {
   u4 words = ust_noise_words(seed, position, (uint32_t)token >> 2);
@@ -53,7 +55,9 @@ static inline uint64_t key_of(float scaled, int32_t token) {
   return (uint64_t)bits << 32 | (uint32_t)~token;
 }
 
-static inline int32_t key_token(uint64_t key) { return (int32_t)~(uint32_t)key; }
+static inline int32_t key_token(uint64_t key) {
+  return (int32_t) ~(uint32_t)key;
+}
 
 static inline float key_scaled(uint64_t key) {
   uint32_t bits = (uint32_t)(key >> 32);
@@ -148,19 +152,8 @@ static inline float weight_of(float scaled, float top) {
   return exp4(x)[0];
 }
 
-static inline f4 weights4(const float *logits, float inverse, float top) { return exp4(load4(logits) * inverse - top); }
-
-/* The softmax's denominator: the sum of e^(logit/T - top). */
-static double weight_sum(const float *logits, int vocabulary, float inverse, float top) {
-  double sum = 0;
-  int whole = vocabulary / BLOCK * BLOCK;
-  for (int i = 0; i < whole; i += BLOCK) {
-    f4 part = {0};
-    for (int j = 0; j < BLOCK; j += 4) part += weights4(logits + i + j, inverse, top);
-    sum += (double)(part[0] + part[1]) + (double)(part[2] + part[3]);
-  }
-  for (int i = whole; i < vocabulary; i++) sum += (double)weight_of(scale(logits[i], inverse), top);
-  return sum;
+static inline f4 weights4(const float *logits, float inverse, float top) {
+  return exp4(load4(logits) * inverse - top);
 }
 
 /* Fills `keys` with the k likeliest tokens above -inf, the least likely of them first; returns how many. A min-heap
@@ -341,16 +334,8 @@ static void rank_kept(ranking *ranked, const uint64_t *keys, int count, uint64_t
   }
 }
 
-static void fill_probabilities(ranking *ranked, const float *logits, int vocabulary, float inverse, float top) {
-  double sum = weight_sum(logits, vocabulary, inverse, top);
-  for (int i = 0; i < ranked->count; i++) {
-    ust_ranked *one = &ranked->out[i];
-    one->probability = (float)((double)weight_of(scale(logits[one->token], inverse), top) / sum);
-  }
-}
-
-int ust_sampler_rank(ust_sampler *sampler, const understudy_sampling *sampling, const float *logits,
-                     uint64_t position, int max, ust_ranked *out) {
+int ust_sampler_rank(ust_sampler *sampler, const understudy_sampling *sampling, const float *logits, uint64_t position,
+                     int max, ust_ranked *out) {
   assert(max >= 1);
   int vocabulary = sampler->vocabulary;
   bool greedy = sampling->temperature < COLD; /* filters never remove the likeliest token: nothing to do for them */
@@ -373,7 +358,6 @@ int ust_sampler_rank(ust_sampler *sampler, const understudy_sampling *sampling, 
     else
       rank_kept(&ranked, sampler->keys, count, sampling->seed, position);
   }
-  if (max > 1) fill_probabilities(&ranked, logits, vocabulary, inverse, top);
   return ranked.count;
 }
 

@@ -13,8 +13,7 @@
 /* A candidate in the order of the rule. */
 typedef struct ust_ranked {
   int32_t token;
-  float score;       /* logit/T + G (greedy: the logit) */
-  float probability; /* of the token under softmax(logits / (T or 1)) over all tokens, before filters */
+  float score; /* logit/T + G (greedy: the logit) */
 } ust_ranked;
 
 /* Scratch for rankings of one vocabulary; one per thread of use. */
@@ -28,9 +27,9 @@ understudy_status ust_sampling_check(const understudy_sampling *sampling, unders
 
 /* The first `max` candidates of the rule at `position` (absolute, of the token to be chosen), best first;
  * returns how many there are (fewer when fewer are allowed; at least 1). NaN logits count as -inf. The choice
- * is ranking 1. `probability` is filled only when max > 1. Allocates nothing. */
-int ust_sampler_rank(ust_sampler *sampler, const understudy_sampling *sampling, const float *logits,
-                     uint64_t position, int max, ust_ranked *out);
+ * is ranking 1. Allocates nothing. */
+int ust_sampler_rank(ust_sampler *sampler, const understudy_sampling *sampling, const float *logits, uint64_t position,
+                     int max, ust_ranked *out);
 
 /* G(seed, position, token) */
 float ust_sample_noise(uint64_t seed, uint64_t position, int32_t token);

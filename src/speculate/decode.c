@@ -36,31 +36,23 @@ static understudy_status allocate(ust_decoder *d, understudy_error *err) {
   return UNDERSTUDY_OK;
 }
 
-/* Fills a cost curve by timing passes over chains of tokens; the second of two counts, the first warms up. */
-static void measure(ust_timeline *timeline, float *logits, ust_cost *cost, const int *points, int count) {
+/* Fills the planner's cost curves by timing passes over chains of tokens. */
+static void measure_costs(ust_decoder *d) {
+  static const int points[] = {1, 8, 16, 32, 48, UST_TARGET_ROWS};
   int32_t tokens[UST_TARGET_ROWS] = {0}, parents[UST_TARGET_ROWS];
   for (int i = 0; i < UST_TARGET_ROWS; i++) parents[i] = i - 1;
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; i < 6 && (i == 0 || points[i] <= d->options.context); i++) {
     double best = INFINITY;
-    for (int repeat = 0; repeat < (i ? 1 : 2); repeat++) {
+    for (int repeat = 0; repeat < 2; repeat++) { /* the first warms up */
       uint64_t start = ust_clock_ns();
-      ust_model_forward(timeline, tokens, parents, points[i], NULL, logits);
+      ust_model_forward(d->timeline, tokens, parents, points[i], NULL, d->logits);
       best = UST_MIN(best, (double)(ust_clock_ns() - start) * 1e-9);
-      ust_timeline_truncate(timeline, 0);
+      ust_timeline_truncate(d->timeline, 0);
     }
-    ust_cost_add(cost, points[i], best);
+    ust_cost_add(&d->planner.target_cost, points[i], best);
   }
-}
-
-static void measure_costs(ust_decoder *d) {
-  static const int target_rows[] = {1, 8, 16, 32, 48, 64}, draft_rows[] = {1, 4, 8, 16, 24};
-  int limit = UST_MIN(d->options.context, ust_model_config(d->options.target)->context), count = 6;
-  while (count > 1 && target_rows[count - 1] > limit) count--;
-  measure(d->timeline, d->logits, &d->planner.target_cost, target_rows, count);
-  if (!d->options.draft) return;
-  count = 5;
-  while (count > 1 && draft_rows[count - 1] > ust_model_config(d->options.draft)->context) count--;
-  measure(d->draft.timeline, d->draft.logits, &d->planner.draft_cost, draft_rows, count);
+  if (d->options.draft) ust_draft_measure(&d->draft, &d->options.sampling);
+  ust_decoder_reset_stats(d);
 }
 
 understudy_status ust_decoder_create(const ust_decoder_options *options, ust_decoder **decoder, understudy_error *err) {
@@ -209,16 +201,18 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
 /* Every candidate proposed after `node` was right or wrong: the stages' records learn it. */
 static void learn(ust_decoder *d, int node, int32_t choice) {
   const ust_tree *tree = &d->tree;
-  bool covered = false, evaluated = tree->nodes[node].draft_node >= 0;
+  bool draft_covered = false, text_covered = false, evaluated = tree->nodes[node].draft_node >= 0;
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling) {
     const ust_node *n = &tree->nodes[child];
     bool hit = n->token == choice;
     if (evaluated && n->draft_cell < 0) ust_record_observe(&d->planner.unconfirmed, hit);
     if (n->text_cell >= 0) ust_record_observe(&d->planner.text_hits[0][0][0][0] + n->text_cell, hit);
     if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0] + n->draft_cell, hit);
-    covered = covered || (hit && n->draft_cell >= 0);
+    draft_covered = draft_covered || (hit && n->draft_cell >= 0);
+    text_covered = text_covered || (hit && n->text_cell >= 0);
   }
-  if (evaluated) ust_record_observe(&d->planner.draft_covers, covered);
+  if (evaluated) ust_record_observe(&d->planner.draft_covers, draft_covered);
+  if (tree->nodes[node].text_done) ust_record_observe(&d->planner.text_covers, text_covered);
 }
 
 /* Follows the target's choices from the root. path receives the nodes to commit, root first; tokens what the

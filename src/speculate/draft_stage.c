@@ -6,6 +6,8 @@
 
 enum { CATCH_UP = 64 /* missing text beyond this goes through passes of its own */ };
 
+static const float NEGLIGIBLE = 1e-3f; /* a reach not worth keeping a candidate for */
+
 understudy_status ust_draft_create(const ust_model *model, int context, ust_planner *planner, ust_draft_stage *stage,
                                    understudy_error *err) {
   *stage = (ust_draft_stage){.model = model, .planner = planner};
@@ -41,13 +43,42 @@ static void pass(ust_draft_stage *stage, const int32_t *tokens, const int32_t *p
   uint64_t start = ust_clock_ns();
   int keys = ust_timeline_committed(stage->timeline) + ust_timeline_nodes(stage->timeline) + rows;
   ust_model_forward(stage->timeline, tokens, parents, rows, want, logits);
-  double seconds = (double)(ust_clock_ns() - start) * 1e-9;
   stage->passes++;
   stage->rows += (uint64_t)rows;
-  stage->seconds += seconds;
+  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
   stage->bytes += (double)ust_model_weight_bytes(stage->model) + (double)ust_model_kv_bytes(stage->model) * keys;
   stage->flop += rows * ust_model_row_flop(stage->model, keys);
-  if (logits) ust_cost_observe(&stage->planner->draft_cost, rows, seconds);
+}
+
+/* Ranks the logits of `count` rows, whose next tokens would stand at positions[]. */
+static void rank(ust_draft_stage *stage, const understudy_sampling *sampling, const uint64_t *positions, int count) {
+  uint64_t start = ust_clock_ns();
+  size_t stride = ust_model_logit_stride(stage->model);
+#pragma omp parallel for schedule(dynamic) num_threads(ust_model_threads(stage->model))
+  for (int i = 0; i < count; i++)
+    stage->found[i] =
+        ust_sampler_rank(stage->samplers[omp_get_thread_num()], sampling, stage->logits + (size_t)i * stride,
+                         positions[i], UST_CANDIDATES, stage->ranked[i]);
+  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
+}
+
+void ust_draft_measure(ust_draft_stage *stage, const understudy_sampling *sampling) {
+  static const int points[] = {1, 4, 8, 16, UST_DRAFT_ROWS};
+  int32_t tokens[UST_DRAFT_ROWS] = {0}, parents[UST_DRAFT_ROWS];
+  uint64_t positions[UST_DRAFT_ROWS] = {0};
+  for (int i = 0; i < UST_DRAFT_ROWS; i++) parents[i] = i - 1;
+  for (int i = 0; i < 5 && points[i] <= ust_model_config(stage->model)->context; i++) {
+    double best = 0;
+    for (int repeat = 0; repeat < 3; repeat++) {
+      uint64_t start = ust_clock_ns();
+      pass(stage, tokens, parents, points[i], NULL, stage->logits);
+      rank(stage, sampling, positions, points[i]);
+      double seconds = (double)(ust_clock_ns() - start) * 1e-9;
+      best = repeat ? UST_MIN(best, seconds) : seconds;
+      ust_timeline_truncate(stage->timeline, 0);
+    }
+    ust_cost_add(&stage->planner->draft_cost, points[i], best);
+  }
 }
 
 void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
@@ -83,7 +114,8 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
   bool chosen[UST_TREE_CAPACITY] = {false};
-  double rate = ust_planner_rate(planner), covers = ust_record_chance(&planner->draft_covers), gain = 0, best_value = 0;
+  double rate = ust_planner_rate(planner), covers = ust_record_chance(&planner->draft_covers, 1), gain = 0,
+         best_value = 0;
   int room = UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing;
   int deepest = ust_model_config(stage->model)->context - history->count - 1, count = 0, best = 0;
   while (count < UST_MIN(UST_DRAFT_ROWS, room)) {
@@ -103,18 +135,20 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
 }
 
 static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const ust_ranked *ranked, int count) {
+  float scale = ust_planner_scale(&stage->planner->draft_covers);
   for (int i = 0; i < count; i++) {
     float gap = i ? ranked[0].score - ranked[i].score : count > 1 ? ranked[0].score - ranked[1].score : 9;
     const ust_record *record = &stage->planner->draft_hits[i][ust_planner_gap(gap)];
     int child = ust_tree_child(tree, node, ranked[i].token);
+    if (child < 0 && i && tree->nodes[node].reach * ust_record_chance(record, scale) < NEGLIGIBLE) continue;
     if (child < 0) child = ust_tree_add(tree, node, ranked[i].token, 0, UNDERSTUDY_FROM_DRAFT);
     if (child < 0) return;
     tree->nodes[child].draft_cell = (int16_t)(record - &stage->planner->draft_hits[0][0]);
-    ust_tree_set_chance(tree, child, ust_record_chance(record));
+    ust_tree_set_chance(tree, child, ust_record_chance(record, scale));
   }
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling)
     if (tree->nodes[child].draft_cell < 0)
-      ust_tree_set_chance(tree, child, ust_record_chance(&stage->planner->unconfirmed));
+      ust_tree_set_chance(tree, child, ust_record_chance(&stage->planner->unconfirmed, 1));
 }
 
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
@@ -126,14 +160,14 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   int missing = first ? UST_MIN(behind, CATCH_UP) : 0;
   int count = choose(stage, text, tree, history, sampling, missing, nodes);
   if (count == 0) {
-    stage->planner->draft_covers.trials *= 0.98f; /* unused knowledge fades, so that the draft is tried again */
-    stage->planner->draft_covers.hits *= 0.98f;
+    if (first) ust_record_fade(&stage->planner->draft_covers);
     return false;
   }
   if (first && behind > CATCH_UP) {
     ust_draft_catch_up(stage, history);
     missing = 0;
   }
+  uint64_t start = ust_clock_ns(), positions[UST_DRAFT_ROWS];
   int base = ust_timeline_nodes(stage->timeline), rows = 0;
   for (int i = 0; i < missing; i++, rows++) {
     tokens[rows] = history->tokens[history->count - 1 - missing + i];
@@ -146,20 +180,13 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
     tokens[rows] = n->token;
     parents[rows] = n->parent >= 0 ? tree->nodes[n->parent].draft_node : missing - 1;
     want[rows] = true;
+    positions[i] = (uint64_t)(history->count + n->depth);
   }
   if (first) stage->pending = missing;
   pass(stage, tokens, parents, rows, want, stage->logits);
-
-  ust_ranked ranked[UST_DRAFT_ROWS][UST_CANDIDATES];
-  int found[UST_DRAFT_ROWS];
-  size_t stride = ust_model_logit_stride(stage->model);
-  uint64_t start = ust_clock_ns();
-#pragma omp parallel for schedule(dynamic) num_threads(ust_model_threads(stage->model))
-  for (int i = 0; i < count; i++)
-    found[i] = ust_sampler_rank(stage->samplers[omp_get_thread_num()], sampling, stage->logits + (size_t)i * stride,
-                                (uint64_t)(history->count + tree->nodes[nodes[i]].depth), UST_CANDIDATES, ranked[i]);
-  for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], ranked[i], found[i]);
-  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  rank(stage, sampling, positions, count);
+  for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], stage->ranked[i], stage->found[i]);
+  ust_cost_observe(&stage->planner->draft_cost, rows, (double)(ust_clock_ns() - start) * 1e-9);
   return true;
 }
 

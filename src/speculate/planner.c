@@ -29,8 +29,12 @@ void ust_cost_observe(ust_cost *cost, int rows, double seconds) {
 
 enum { MEMORY = 200, PRIOR_WEIGHT = 4 };
 
-float ust_record_chance(const ust_record *r) {
-  return (r->hits + r->prior * PRIOR_WEIGHT) / (r->trials + PRIOR_WEIGHT);
+float ust_record_chance(const ust_record *r, float scale) {
+  return (r->hits + r->prior * scale * PRIOR_WEIGHT) / (r->trials + PRIOR_WEIGHT);
+}
+
+float ust_planner_scale(const ust_record *covers) {
+  return ust_record_chance(covers, 1) / covers->prior;
 }
 
 void ust_record_observe(ust_record *r, bool hit) {
@@ -40,6 +44,11 @@ void ust_record_observe(ust_record *r, bool hit) {
     r->trials *= 0.5f;
     r->hits *= 0.5f;
   }
+}
+
+void ust_record_fade(ust_record *r) {
+  r->trials *= 0.995f;
+  r->hits *= 0.995f;
 }
 
 static const float gap_edges[UST_GAPS - 1] = {0.1f, 0.25f, 0.5f, 0.9f, 1.4f, 2.0f, 3.0f, 4.5f, 7.0f};
@@ -53,6 +62,7 @@ int ust_planner_gap(float gap) {
 void ust_planner_init(ust_planner *p) {
   *p = (ust_planner){0};
   p->draft_covers.prior = 0.8f;
+  p->text_covers.prior = 0.6f;
   p->unconfirmed.prior = 0.03f;
   for (int rank = 0; rank < UST_CANDIDATES; rank++)
     for (int gap = 0; gap < UST_GAPS; gap++) {

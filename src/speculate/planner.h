@@ -36,13 +36,17 @@ typedef struct ust_record {
   float trials, hits, prior;
 } ust_record;
 
-float ust_record_chance(const ust_record *record);
+/* `scale` corrects the prior of a kind hardly seen yet by how its stage does on the whole. */
+float ust_record_chance(const ust_record *record, float scale);
 void ust_record_observe(ust_record *record, bool hit);
+/* Knowledge not used fades, so that a stage given up is tried again one day. */
+void ust_record_fade(ust_record *record);
 
 typedef struct ust_planner {
   ust_cost target_cost, draft_cost;
   double tokens, seconds;  /* lately; their ratio is the rate */
   ust_record draft_covers; /* the target's choice was among the draft's candidates */
+  ust_record text_covers;  /* the same of the text stage's */
   ust_record unconfirmed;  /* the text stage proposed it, the draft evaluated its parent and did not */
   ust_record draft_hits[UST_CANDIDATES][UST_GAPS];
   ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order] */
@@ -52,6 +56,8 @@ void ust_planner_init(ust_planner *planner);
 /* Tokens a second is worth. */
 double ust_planner_rate(const ust_planner *planner);
 void ust_planner_observe_step(ust_planner *planner, int tokens, double seconds);
+/* How a stage does against what was expected of it: 1 as expected, 0 never right. */
+float ust_planner_scale(const ust_record *covers);
 /* The class of a score gap. */
 int ust_planner_gap(float gap);
 

@@ -38,6 +38,8 @@ typedef struct ust_draft_stage {
   ust_planner *planner;
   ust_sampler **samplers; /* [threads] */
   float *logits;
+  ust_ranked ranked[UST_DRAFT_ROWS][UST_CANDIDATES]; /* of the last pass's rows */
+  int found[UST_DRAFT_ROWS];
   int pending; /* committed text not yet in the timeline that the last pass evaluated, root included */
   uint64_t passes, rows;
   double seconds, bytes, flop;
@@ -46,6 +48,8 @@ typedef struct ust_draft_stage {
 understudy_status ust_draft_create(const ust_model *model, int context, ust_planner *planner, ust_draft_stage *stage,
                                    understudy_error *err);
 void ust_draft_free(ust_draft_stage *stage);
+/* Fills the planner's cost curve of a draft pass, ranking included. */
+void ust_draft_measure(ust_draft_stage *stage, const understudy_sampling *sampling);
 /* One pass over the nodes most worth evaluating; `text` (NULL: none) drafts below them. Returns false when no
  * pass is worth its time. */
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,

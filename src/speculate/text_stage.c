@@ -55,6 +55,7 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
   int32_t path[UST_TREE_DEEPEST];
   ust_ngram_candidate found[UST_CANDIDATES];
   float gaps[UST_CANDIDATES];
+  float scale = ust_planner_scale(&stage->planner->text_covers);
   int depth = ust_tree_path(tree, node, path);
   int count = gather(stage, history, path, depth, found);
   rank(found, count, sampling, (uint64_t)(history->count + depth), gaps);
@@ -63,7 +64,7 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
     const ust_record *record = &stage->planner->text_hits[source][order][i][ust_planner_gap(gaps[i])];
     int child = ust_tree_child(tree, node, found[i].token);
     if (child < 0)
-      child = ust_tree_add(tree, node, found[i].token, ust_record_chance(record),
+      child = ust_tree_add(tree, node, found[i].token, ust_record_chance(record, scale),
                            source ? UNDERSTUDY_FROM_NGRAM : UNDERSTUDY_FROM_CONTEXT);
     if (child < 0) return;
     tree->nodes[child].text_cell = (int16_t)(record - &stage->planner->text_hits[0][0][0][0]);
