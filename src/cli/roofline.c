@@ -74,6 +74,11 @@ static understudy_status add_bench(ust_chart *chart, const char *path, understud
                        "%s: found no modes, expected a file written by 'understudy bench --json'", path);
   for (size_t i = 0; i < json_array_size(modes) && status == UNDERSTUDY_OK; i++)
     status = add_mode(chart, path, json_array_get(modes, i), err);
+  /* The dots belong under the roof measured in their own run: a shared machine is another one an hour later. */
+  const json_t *machine = json_object_get(root, "machine");
+  double read = json_number_value(json_object_get(machine, "read_gb_per_s"));
+  double peak = json_number_value(json_object_get(machine, "peak_tflop_per_s"));
+  if (read > 0 && peak > 0) chart->roofs[0] = (ust_chart_roof){"this machine", read, peak};
   const json_t *target = json_object_get(root, "target");
   const char *architecture = json_string_value(json_object_get(target, "architecture"));
   if (architecture)
@@ -158,7 +163,8 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   if (o->json) UST_TRY(write_measured(o->json, kernels, threads, &machine, costs, count, err));
   if (o->json && !o->output) return UNDERSTUDY_OK;
 
-  chart.roofs[0] = (ust_chart_roof){"this machine", machine.read_gb_per_s, machine.peak_tflop_per_s};
+  if (!chart.roofs[0].read_gb_per_s)
+    chart.roofs[0] = (ust_chart_roof){"this machine", machine.read_gb_per_s, machine.peak_tflop_per_s};
   add_device(&chart, o->device);
   size_t used = strlen(chart.title);
   snprintf(chart.title + used, sizeof chart.title - used, "%s kernels, %d thread%s", kernels->name, threads,
@@ -178,7 +184,8 @@ int ust_cli_roofline(int argc, char **argv) {
   roofline_options o = {0};
   const ust_option options[] = {
       {UST_TEXT("model", 'm', &o.models.model, "TARGET", "also time this model's passes by rows and context")},
-      {UST_TEXT("bench", 0, &o.bench, "FILE", "draw the dots of a 'bench --json' file")},
+      {UST_TEXT("bench", 0, &o.bench, "FILE",
+                "draw the dots of a 'bench --json' file,\nunder the roof measured in its run")},
       {UST_CHOICE("device", &o.device, "rtx4090|rtx3090|a100|h100",
                   "draw a known device's line; rtx4090: the paper's dots too")},
       {UST_TEXT("output", 'o', &o.output, "FILE",

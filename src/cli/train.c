@@ -52,8 +52,7 @@ int ust_train_cli_run(ust_train_cli *cli) {
   cli->options.stop = asked_to_stop;
   cli->options.user = &noted_ns;
   understudy_status status = choose_kernels(cli, &err);
-  if (status == UNDERSTUDY_OK)
-    status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
+  if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
   cli->options.tokenizer = tokenizer;
   if (status == UNDERSTUDY_OK) status = ust_train(&cli->options, &err);
   ust_tokenizer_free(tokenizer);
@@ -76,8 +75,8 @@ int ust_cli_train(int argc, char **argv) {
       .about = "Trains a GPT-2 on a text file whose documents are separated by zero bytes. Stopped or killed, the\n"
                "same command goes on from the checkpoint with the same bits.",
       .notes = "Training windows are 256 tokens long and lie at random positions of the context.",
-      .example = "understudy train --corpus train.txt --heldout heldout.txt --tokenizer gpt2/ --steps 1000 "
-                 "--checkpoint run.ckpt -o small.gguf"};
+      .example = "understudy train --corpus train.txt --tokenizer gpt2/ --checkpoint run.ckpt "
+                 "-o small.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(320, 10, 5);
   const ust_option options[] = {
       UST_TRAIN_CLI_OPTIONS(&cli),

@@ -162,7 +162,7 @@ static void add_roof_labels(ust_buffer *script, const ust_chart *chart, const fr
     char text[128], how[96];
     double angle = atan2(decade_y, decade_x), x = pixel_x(f, ridge(roof)) * 0.5 + LEFT * 0.5;
     double y = pixel_y(f, roof_at(roof, f->x_min * pow(f->x_max / f->x_min, (x - LEFT) / (RIGHT - LEFT))));
-    snprintf(text, sizeof text, "%.3g GB/s", roof->read_gb_per_s);
+    snprintf(text, sizeof text, "%.4g GB/s", roof->read_gb_per_s);
     snprintf(how, sizeof how, "center rotate by %.1f tc rgb '%s'", angle * 57.29578, roof_colours[i]);
     add_label(script, text, x - 12 * sin(angle), y - 12 * cos(angle), how);
     snprintf(text, sizeof text, "%s: %.3g TFLOP/s", roof->label, roof->peak_tflop_per_s);
