@@ -141,7 +141,8 @@ typedef bool (*understudy_token_fn)(void *user, int32_t token, const char *bytes
                                     understudy_origin origin);
 
 /* Appends `count` prompt tokens to the timeline. Fails with ARGUMENT, and changes nothing, when they do not
- * fit the context or an id is outside the vocabulary. `progress` may be NULL. */
+ * fit the context or an id is outside the vocabulary. `progress` may be NULL; when it cancels, the tokens are part of
+ * the timeline all the same and what is left of their evaluation is done by the next call. */
 UNDERSTUDY_API understudy_status understudy_session_prompt(understudy_session *session, const int32_t *tokens,
                                                            size_t count, understudy_progress_fn progress,
                                                            void *user, understudy_error *err);

@@ -131,7 +131,8 @@ int ust_cli_run(int argc, char **argv) {
       .usage = "run -m TARGET [-d DRAFT] [--ngram FILE] [options] [PROMPT | -f FILE | < FILE]",
       .about = "Continues the prompt and prints what follows it. Drafts make it faster and never change a byte.",
       .notes = "An empty prompt starts a text from the model's end-of-text token. A prompt that begins with '-'\n"
-               "goes after '--'. Ctrl-C stops, prints the figures and exits 0.",
+               "goes after '--'. Ctrl-C while it writes stops it, prints the figures\n"
+               "and exits 0.",
       .example = "understudy run -m gpt2-large/ -d draft.gguf --ngram draft.ngram -n 128 \"def fibonacci(n):\"",
   };
   int code;

@@ -189,7 +189,7 @@ static void layout_kv_move(void *kv, int slots, int head_dim, int from, int to) 
   }
 }
 
-/* sum[dim] += p[i] * value of position i, one position after the other from `begin` to `end`. Up to 8 vectors
+/* sum[dim] += p[i] * value of position i, one position after the other from `begin` to `end`. Up to 4 vectors
  * of 16 coordinates at a time stay in registers. */
 static inline void values_add(const uint16_t *values, int dim, const ust_attention_rows *rows, int row, const float *p,
                               int begin, int end, float *sum) {

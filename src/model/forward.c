@@ -95,7 +95,7 @@ static void describe_row(ust_timeline *t, int row, int node) {
 }
 
 static void add_nodes(ust_timeline *t, const int32_t *parents, int rows) {
-  assert(rows <= t->max_rows && t->committed + t->nodes + rows <= t->slots);
+  assert(rows <= t->max_rows && t->nodes + rows <= UST_MAX(UST_TREE_NODES, t->max_rows));
   for (int i = 0; i < rows; i++) {
     int node = t->nodes + i, parent = parents[i];
     assert(parent < node);

@@ -162,6 +162,7 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
   m->vocabulary_stride = UST_ROUND_UP(c->vocabulary, UST_PANEL);
   loader l = {.weights = weights, .model = m, .progress = progress, .user = user, .err = err};
   l.total = (uint64_t)c->vocabulary + (uint64_t)c->layers * (5 * (uint64_t)c->width + (uint64_t)c->feed_forward);
+  if (ust_weights_has(weights, "output.weight")) l.total += (uint64_t)c->vocabulary;
   m->layers = ust_alloc((size_t)c->layers * sizeof *m->layers);
   understudy_status status =
       m->layers ? UNDERSTUDY_OK : ust_error_memory(err, (size_t)c->layers * sizeof *m->layers, "layers");

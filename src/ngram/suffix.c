@@ -37,8 +37,9 @@ understudy_status ust_suffixes_create(int capacity, ust_suffixes **suffixes, und
     complete = complete && made->of_length[i].newest && made->of_length[i].older;
   }
   if (!complete) {
+    size_t bytes = (made->slots + (size_t)capacity) * LONGEST * sizeof(uint32_t);
     ust_suffixes_free(made);
-    return ust_error_memory(err, (made->slots + (size_t)capacity) * LONGEST * sizeof(uint32_t), "context suffixes");
+    return ust_error_memory(err, bytes, "context suffixes");
   }
   *suffixes = made;
   return UNDERSTUDY_OK;

@@ -104,14 +104,8 @@ static void append(ust_decoder *d, int32_t token) {
 
 /* ---- prompt ---- */
 
-understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int count, understudy_progress_fn progress,
-                                     void *user, understudy_error *err) {
-  if (count > d->options.context - d->history.count)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
-                     "prompt: %d tokens after %d, expected at most %d in all (the context)", count, d->history.count,
-                     d->options.context);
-  uint64_t start = ust_clock_ns();
-  for (int i = 0; i < count; i++) append(d, tokens[i]);
+/* Evaluates the text the timeline lacks, all but the last token. */
+static understudy_status catch_up(ust_decoder *d, understudy_progress_fn progress, void *user, understudy_error *err) {
   int32_t chain[PROMPT_ROWS], parents[PROMPT_ROWS];
   for (int i = 0; i < PROMPT_ROWS; i++) {
     chain[i] = i;
@@ -125,8 +119,23 @@ understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int 
     if (progress && progress(user, "prompt", (uint64_t)(have + rows), (uint64_t)last))
       return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "prompt: cancelled after %d of %d tokens", have + rows, last);
   }
-  if (d->options.draft && d->history.count <= ust_model_config(d->options.draft)->context)
+  return UNDERSTUDY_OK;
+}
+
+understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int count, understudy_progress_fn progress,
+                                     void *user, understudy_error *err) {
+  if (count > d->options.context - d->history.count)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "prompt: %d tokens after %d, expected at most %d in all (the context)", count, d->history.count,
+                     d->options.context);
+  uint64_t start = ust_clock_ns();
+  for (int i = 0; i < count; i++) append(d, tokens[i]);
+  UST_TRY(catch_up(d, progress, user, err));
+  if (d->options.draft && d->history.count <= ust_model_config(d->options.draft)->context) {
+    ust_work before = d->draft.work; /* a prompt's work is not decoding's */
     ust_draft_catch_up(&d->draft, &d->history);
+    d->draft.work = before;
+  }
   d->stats.prompt_seconds += (double)(ust_clock_ns() - start) * 1e-9;
   return UNDERSTUDY_OK;
 }
@@ -254,6 +263,7 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
   ust_step step = {0};
   limit = UST_MIN(UST_MIN(limit, UST_TREE_DEEPEST + 1), d->options.context - d->history.count);
   if (limit <= 0) return (ust_step){.end = true};
+  catch_up(d, NULL, NULL, NULL); /* nothing to do, unless a prompt was cancelled */
   uint64_t start = ust_clock_ns();
   int rows = plan(d, limit - 1, nodes);
   target_pass(d, nodes, rows);
@@ -270,17 +280,16 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
 
 void ust_decoder_stats(const ust_decoder *d, understudy_stats *stats) {
   *stats = d->stats;
-  stats->draft_passes = d->draft.passes;
-  stats->draft_rows = d->draft.rows;
-  stats->draft_seconds = d->draft.seconds;
-  stats->bytes += d->draft.bytes;
-  stats->flop += d->draft.flop;
+  stats->draft_passes = d->draft.work.passes;
+  stats->draft_rows = d->draft.work.rows;
+  stats->draft_seconds = d->draft.work.seconds;
+  stats->bytes += d->draft.work.bytes;
+  stats->flop += d->draft.work.flop;
 }
 
 void ust_decoder_reset_stats(ust_decoder *d) {
   d->stats = (understudy_stats){0};
-  d->draft.passes = d->draft.rows = 0;
-  d->draft.seconds = d->draft.bytes = d->draft.flop = 0;
+  d->draft.work = (ust_work){0};
 }
 
 static float log_probability(const float *logits, int vocabulary, int32_t token) {
@@ -315,8 +324,10 @@ understudy_status ust_decoder_score(ust_decoder *d, const int32_t *tokens, size_
       logprobs[at + (size_t)i] =
           log_probability(d->logits + (size_t)i * stride, vocabulary, tokens[at + (size_t)i + 1]);
     at += (size_t)rows;
-    if (progress && progress(user, "scoring", at, count - 1))
+    if (progress && progress(user, "scoring", at, count - 1)) {
+      ust_decoder_reset(d, NULL);
       return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "scoring: cancelled after %zu of %zu tokens", at, count - 1);
+    }
   }
   ust_decoder_reset(d, NULL);
   return UNDERSTUDY_OK;

@@ -43,11 +43,11 @@ static void pass(ust_draft_stage *stage, const int32_t *tokens, const int32_t *p
   uint64_t start = ust_clock_ns();
   int keys = ust_timeline_committed(stage->timeline) + ust_timeline_nodes(stage->timeline) + rows;
   ust_model_forward(stage->timeline, tokens, parents, rows, want, logits);
-  stage->passes++;
-  stage->rows += (uint64_t)rows;
-  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
-  stage->bytes += (double)ust_model_weight_bytes(stage->model) + (double)ust_model_kv_bytes(stage->model) * keys;
-  stage->flop += rows * ust_model_row_flop(stage->model, keys);
+  stage->work.passes++;
+  stage->work.rows += (uint64_t)rows;
+  stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  stage->work.bytes += (double)ust_model_weight_bytes(stage->model) + (double)ust_model_kv_bytes(stage->model) * keys;
+  stage->work.flop += rows * ust_model_row_flop(stage->model, keys);
 }
 
 /* Ranks the logits of `count` rows, whose next tokens would stand at positions[]. */
@@ -59,7 +59,7 @@ static void rank(ust_draft_stage *stage, const understudy_sampling *sampling, co
     stage->found[i] =
         ust_sampler_rank(stage->samplers[omp_get_thread_num()], sampling, stage->logits + (size_t)i * stride,
                          positions[i], UST_CANDIDATES, stage->ranked[i]);
-  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
 }
 
 void ust_draft_measure(ust_draft_stage *stage, const understudy_sampling *sampling) {
@@ -117,7 +117,7 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
   double rate = ust_planner_rate(planner), covers = ust_record_chance(&planner->draft_covers, 1), gain = 0,
          best_value = 0;
   int room = UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing;
-  int deepest = ust_model_config(stage->model)->context - history->count - 1, count = 0, best = 0;
+  int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;
   while (count < UST_MIN(UST_DRAFT_ROWS, room)) {
     int node = best_open(tree, chosen, deepest);
     if (node < 0) break;

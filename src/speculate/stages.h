@@ -32,6 +32,12 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
 
 /* ---- draft stage ---- */
 
+/* What passes have cost. */
+typedef struct ust_work {
+  uint64_t passes, rows;
+  double seconds, bytes, flop;
+} ust_work;
+
 typedef struct ust_draft_stage {
   ust_timeline *timeline;
   const ust_model *model;
@@ -41,8 +47,7 @@ typedef struct ust_draft_stage {
   ust_ranked ranked[UST_DRAFT_ROWS][UST_CANDIDATES]; /* of the last pass's rows */
   int found[UST_DRAFT_ROWS];
   int pending; /* committed text not yet in the timeline that the last pass evaluated, root included */
-  uint64_t passes, rows;
-  double seconds, bytes, flop;
+  ust_work work;
 } ust_draft_stage;
 
 understudy_status ust_draft_create(const ust_model *model, int context, ust_planner *planner, ust_draft_stage *stage,
