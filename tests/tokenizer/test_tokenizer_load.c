@@ -271,6 +271,13 @@ static void test_not_json(void **state) {
     write_file("tokenizer.json", files[i].text, strlen(files[i].text));
     expect_error(UNDERSTUDY_ERROR_FORMAT, "tokenizer.json", files[i].part);
   }
+  enum { MANY = 600000 };
+  char *wide = malloc(MANY);
+  assert_non_null(wide);
+  memset(wide, ',', MANY);
+  write_file("tokenizer.json", wide, MANY);
+  free(wide);
+  expect_error(UNDERSTUDY_ERROR_FORMAT, "tokenizer.json", "marks");
   enum { DEPTH = 100000 };
   char *deep = malloc(DEPTH);
   assert_non_null(deep);
