@@ -28,13 +28,17 @@ static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {
   return (size_t)UST_ROUND_UP(rows, UST_PANEL) / STRIP * blocks * block_bytes(format);
 }
 
+/* f32 whose upper halves are the values rounded to the nearest bf16, ties to even. */
+static inline __m512i round_bf16(__m512 x) {
+  __m512i bits = _mm512_castps_si512(x);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(bits, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd));
+}
+
 /* Two rows of 16 f32 (inputs k and k+1 of 16 columns) -> 16 pairs. */
 static inline __m512i pair_bf16(__m512 even, __m512 odd) {
-  __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
-  __m512i e = _mm512_castps_si512(even), o = _mm512_castps_si512(odd);
-  e = _mm512_add_epi32(e, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(e, 16), one)));
-  o = _mm512_add_epi32(o, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(o, 16), one)));
-  return _mm512_or_si512(_mm512_srli_epi32(e, 16), _mm512_and_si512(o, _mm512_set1_epi32((int)0xffff0000)));
+  return _mm512_or_si512(_mm512_srli_epi32(round_bf16(even), 16),
+                         _mm512_and_si512(round_bf16(odd), _mm512_set1_epi32((int)0xffff0000)));
 }
 
 static inline __m512 pair_even(__m512i pair) {
@@ -73,12 +77,8 @@ static inline void transpose16(__m512i r[16]) {
 
 /* 32 consecutive f32 -> 16 pairs */
 static inline __m512i row_pairs(__m512 low, __m512 high) {
-  __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
-  __m512i a = _mm512_castps_si512(low), b = _mm512_castps_si512(high);
-  a = _mm512_add_epi32(a, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(a, 16), one)));
-  b = _mm512_add_epi32(b, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(b, 16), one)));
-  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16))),
-                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(b, 16)), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16(low), 16))),
+                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16(high), 16)), 1);
 }
 
 /* A whole block of 16 columns x 32 inputs whose inputs are consecutive in the source. */
