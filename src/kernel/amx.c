@@ -219,6 +219,8 @@ static void convert_transposed(const float *x, size_t x_stride, int rows, int co
                            y_stride);
 }
 
+#include "kernel/amx_left.h"
+
 /* ---- attention ----
  *
  * Scores: every slot's key against 16 rows by tiles (a score depends on its row and key alone), then brought
@@ -319,6 +321,7 @@ void ust_amx_fill(ust_kernels *table) {
   rows_fill(table);
   training_fill(table);
   layout_fill(table);
+  left_fill(table);
   table->matmul = matmul;
   table->convert_transposed = convert_transposed;
   table->attention_scratch = attention_scratch;

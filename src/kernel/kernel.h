@@ -54,6 +54,13 @@ typedef struct ust_attention_rows {
   int path_stride;
 } ust_attention_rows;
 
+/* Rows as the left operand of a training product, in the level's own order: rows * inputs activation elements,
+ * 64-byte aligned; both, and every range of them a call names, are multiples of 32. */
+typedef struct ust_left {
+  void *data;
+  int rows, inputs;
+} ust_left;
+
 typedef struct ust_kernels {
   ust_isa isa;
   const char *name;
@@ -104,6 +111,14 @@ typedef struct ust_kernels {
   void (*release)(void);
 
   /* ---- training (f32; see kernel/training.h for each one's formula) ---- */
+
+  /* Rows `row`… of a left operand from x: f32 [rows, x_stride], left->inputs values each. */
+  void (*left_pack)(ust_left *left, int row, const float *x, size_t x_stride, int rows);
+  /* Inputs `input`… of all rows from x, their transpose: f32 [inputs, x_stride]. */
+  void (*left_pack_transposed)(ust_left *left, int input, const float *x, size_t x_stride, int inputs);
+  /* matmul with rows `row`… of a left operand; epilogue UST_STORE or UST_ADD, y: f32 [rows, y_stride]. */
+  void (*left_matmul)(const ust_matrix *w, int panel, int panel_end, const ust_left *x, int row, int rows,
+                      const float *bias, ust_epilogue epilogue, float *y, size_t y_stride);
 
   /* x[n] -> y[n] = gelu_tanh(x) */
   void (*gelu)(const float *x, float *y, size_t n);

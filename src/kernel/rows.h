@@ -141,7 +141,30 @@ static inline void row_finish(const float *sum, const float *bias, ust_epilogue 
   }
 }
 
+/* ---- left operands of training products: plain rows, for levels with no order of their own ---- */
+
+static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
+                   const float *bias, ust_epilogue epilogue, void *y, size_t y_stride);
+
+static void row_left_pack(ust_left *left, int row, const float *x, size_t x_stride, int rows) {
+  for (int r = 0; r < rows; r++)
+    row_convert(x + (size_t)r * x_stride, left->inputs, (activation *)left->data + (size_t)(row + r) * left->inputs);
+}
+
+static void row_left_pack_transposed(ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
+  row_convert_transposed(x, x_stride, inputs, left->rows, (activation *)left->data + input, (size_t)left->inputs);
+}
+
+static void row_left_matmul(const ust_matrix *w, int panel, int panel_end, const ust_left *x, int row, int rows,
+                            const float *bias, ust_epilogue epilogue, float *y, size_t y_stride) {
+  matmul(w, panel, panel_end, (const activation *)x->data + (size_t)row * x->inputs, (size_t)x->inputs, rows, bias,
+         epilogue, y, y_stride);
+}
+
 static inline void rows_fill(ust_kernels *table) {
+  table->left_pack = row_left_pack;
+  table->left_pack_transposed = row_left_pack_transposed;
+  table->left_matmul = row_left_matmul;
   table->activation_size = sizeof(activation);
   table->layer_norm = row_layer_norm;
   table->convert = row_convert;

@@ -1,4 +1,5 @@
 /* gpt2_train: the parameters of a GPT-2 being trained, their packed forms and the memory of a micro-batch. */
+#include <omp.h>
 #include <stdlib.h>
 
 #include "model/gpt2_train.h"
@@ -81,9 +82,12 @@ static void take_weights(allocator *a) {
   const ust_config *c = &m->config;
   m->values = take_floats(a, m->size, 1);
   if (m->trains) m->gradients = take_floats(a, m->size, 1);
-  m->vocabulary_blocks = (c->vocabulary + UST_TRAIN_VOCAB - 1) / UST_TRAIN_VOCAB;
+  int blocks = (c->vocabulary + UST_TRAIN_VOCAB - 1) / UST_TRAIN_VOCAB;
   m->linears = take(a, (size_t)c->layers * 4 * sizeof *m->linears);
-  m->vocabulary = take(a, (size_t)m->vocabulary_blocks * sizeof *m->vocabulary);
+  m->vocabulary = take(a, (size_t)blocks * sizeof *m->vocabulary);
+  m->candidate = take(a, (size_t)c->vocabulary * sizeof *m->candidate);
+  m->candidate_log = take_floats(a, (size_t)blocks, UST_TRAIN_VOCAB);
+  m->place = take(a, (size_t)c->vocabulary * sizeof *m->place);
   if (a->failed) return;
   for (int l = 0; l < c->layers; l++) {
     take_linear(a, &m->linears[l * 4 + 0], 3 * c->width, c->width);
@@ -91,8 +95,10 @@ static void take_weights(allocator *a) {
     take_linear(a, &m->linears[l * 4 + 2], c->feed_forward, c->width);
     take_linear(a, &m->linears[l * 4 + 3], c->width, c->feed_forward);
   }
-  for (int b = 0; b < m->vocabulary_blocks; b++)
-    take_linear(a, &m->vocabulary[b], UST_MIN(UST_TRAIN_VOCAB, c->vocabulary - b * UST_TRAIN_VOCAB), c->width);
+  for (int b = 0; b < blocks; b++) {
+    int rows = UST_MIN(UST_TRAIN_VOCAB, c->vocabulary - b * UST_TRAIN_VOCAB);
+    take_linear(a, &m->vocabulary[b], UST_ROUND_UP(rows, UST_PANEL), c->width);
+  }
 }
 
 static void take_kept(allocator *a, ust_kept *kept, size_t tokens) {
@@ -123,8 +129,7 @@ static void take_backward(allocator *a, size_t tokens) {
   m->d_attention = take_floats(a, tokens, w);
   m->d_up = take_floats(a, tokens, f);
   m->d_norm_partial = take_floats(a, row_blocks, 2 * w);
-  m->transposed_stride = UST_ROUND_UP(tokens, 64) + 32; /* no power of two, as for logits */
-  m->transposed = take(a, widest * m->transposed_stride * m->kernels->activation_size);
+  m->transposed.data = take(a, widest * tokens * m->kernels->activation_size);
   take_matrix(a, &m->inputs, (int)UST_MAX(f, w), (int)tokens);
 }
 
@@ -134,7 +139,7 @@ static void take_scratch(allocator *a, ust_train_scratch *s) {
   size_t widest = (size_t)UST_MAX(UST_MAX(c->feed_forward, 3 * c->width), UST_TRAIN_LOGITS);
   size_t element = m->kernels->activation_size, window = (size_t)m->window, stride = (size_t)m->window_stride;
   int head_dim = c->width / c->heads;
-  s->wide = take_floats(a, UST_TRAIN_ROWS, widest);
+  s->wide = take_floats(a, 1, UST_MAX(UST_TRAIN_ROWS * widest, UST_TRAIN_VOCAB * (size_t)c->width));
   s->wide2 = take_floats(a, UST_TRAIN_ROWS, widest);
   s->rows = take(a, UST_TRAIN_ROWS * widest * element);
   s->head = take_floats(a, window, (size_t)head_dim);
@@ -165,7 +170,8 @@ static void take_batch(allocator *a) {
   m->last_norm = take_floats(a, tokens, w);
   m->last_mean = take_floats(a, tokens, 1);
   m->last_rstd = take_floats(a, tokens, 1);
-  m->last_rows = take(a, tokens * w * m->kernels->activation_size);
+  m->last_rows.data = take(a, tokens * w * m->kernels->activation_size);
+  m->last_rows.inputs = m->config.width;
   m->log_sum = take_floats(a, tokens, 1);
   m->loss = take_floats(a, tokens, 1);
   m->kl = take_floats(a, tokens, 1);
@@ -237,7 +243,7 @@ void ust_gpt2_train_free(ust_gpt2_train *model) {
 
 /* ---- packing ---- */
 
-/* One item of work: a matrix, forward or backward, from a tensor's rows on. */
+/* A matrix, forward or backward, from f32 [rows, cols]. */
 static void pack_linear(const ust_gpt2_train *m, ust_linear *linear, const float *source, bool backward) {
   ust_matrix *to = backward ? &linear->backward : &linear->forward;
   size_t cols = (size_t)linear->forward.cols;
@@ -249,17 +255,43 @@ static void pack_linear(const ust_gpt2_train *m, ust_linear *linear, const float
 
 void ust_gpt2_train_pack(ust_gpt2_train *m) {
   static const int tensors[4] = {UST_QKV, UST_OUT, UST_UP, UST_DOWN};
-  int of_layers = m->config.layers * 4, ways = m->trains ? 2 : 1;
+  int ways = m->trains ? 2 : 1;
 #pragma omp parallel for schedule(dynamic) num_threads(m->threads)
-  for (int i = 0; i < (of_layers + m->vocabulary_blocks) * ways; i++) {
+  for (int i = 0; i < m->config.layers * 4 * ways; i++) {
     int matrix = i / ways;
-    if (matrix < of_layers) {
-      const float *source = ust_train_value(m, ust_train_layer(matrix / 4, tensors[matrix % 4]));
-      pack_linear(m, &m->linears[matrix], source, i % ways);
-    } else {
-      size_t row = (size_t)(matrix - of_layers) * UST_TRAIN_VOCAB;
-      const float *source = ust_train_value(m, UST_TOKENS) + row * (size_t)m->config.width;
-      pack_linear(m, &m->vocabulary[matrix - of_layers], source, i % ways);
-    }
+    const float *source = ust_train_value(m, ust_train_layer(matrix / 4, tensors[matrix % 4]));
+    pack_linear(m, &m->linears[matrix], source, i % ways);
   }
+}
+
+static void list_candidates(ust_gpt2_train *m, const int32_t *ids, const float *logs, int count) {
+  m->candidates = ids ? count : m->config.vocabulary;
+  m->vocabulary_blocks = (m->candidates + UST_TRAIN_VOCAB - 1) / UST_TRAIN_VOCAB;
+  for (int t = 0; t < m->config.vocabulary; t++) m->place[t] = -1;
+  for (int i = 0; i < m->candidates; i++) {
+    m->candidate[i] = ids ? ids[i] : i;
+    m->candidate_log[i] = logs ? logs[i] : 0;
+    m->place[m->candidate[i]] = i;
+  }
+}
+
+/* Rows of the token matrix side by side, zeros behind, and packed both ways. */
+static void pack_candidates(const ust_gpt2_train *m, int block) {
+  ust_linear *linear = &m->vocabulary[block];
+  float *rows = m->scratch[omp_get_thread_num()].wide;
+  size_t w = (size_t)m->config.width;
+  int first = block * UST_TRAIN_VOCAB, count = UST_MIN(UST_TRAIN_VOCAB, m->candidates - first);
+  linear->forward.rows = linear->backward.cols = UST_ROUND_UP(count, UST_PANEL);
+  for (int i = 0; i < linear->forward.rows; i++)
+    if (i < count)
+      memcpy(rows + (size_t)i * w, ust_train_value(m, UST_TOKENS) + (size_t)m->candidate[first + i] * w, w * sizeof *rows);
+    else
+      memset(rows + (size_t)i * w, 0, w * sizeof *rows);
+  for (int way = 0; way < (m->trains ? 2 : 1); way++) pack_linear(m, linear, rows, way);
+}
+
+void ust_gpt2_train_candidates(ust_gpt2_train *m, const int32_t *ids, const float *logs, int count) {
+  list_candidates(m, ids, logs, count);
+#pragma omp parallel for schedule(dynamic) num_threads(m->threads)
+  for (int b = 0; b < m->vocabulary_blocks; b++) pack_candidates(m, b);
 }

@@ -14,7 +14,7 @@
 
 enum {
   UST_TRAIN_ROWS = 128,   /* rows of a work item: their widest activation stays in the second-level cache */
-  UST_TRAIN_VOCAB = 1024, /* rows of the token matrix whose logits exist at a time */
+  UST_TRAIN_VOCAB = 1024, /* candidates whose logits exist at a time */
   UST_TRAIN_LOGITS = UST_TRAIN_VOCAB + 32, /* stride of them: no power of two, which would crowd few cache sets */
   UST_TRAIN_QUERIES = 64                   /* rows of an attention matrix computed at a time */
 };
@@ -77,24 +77,28 @@ typedef struct ust_gpt2_train {
   size_t size; /* floats of all parameters, padding included */
   float *values, *gradients;
 
-  ust_linear *linears;    /* [layers][4]: qkv, out, up, down */
-  ust_linear *vocabulary; /* [blocks of UST_TRAIN_VOCAB] */
-  int vocabulary_blocks;
+  ust_linear *linears; /* [layers][4]: qkv, out, up, down */
+
+  /* The tokens the loss is taken over: all of them, or those a step drew. */
+  ust_linear *vocabulary; /* [blocks of UST_TRAIN_VOCAB]: their rows of the token matrix, padded to whole panels */
+  int candidates, vocabulary_blocks;
+  int32_t *candidate;   /* [candidates]: token ids */
+  float *candidate_log; /* [candidates, padded]: added to their logits */
+  int32_t *place;       /* [vocabulary]: a token's place among the candidates, or -1 */
 
   /* the micro-batch */
   int sequences, tokens;
   int32_t *ids, *positions; /* [tokens] */
   ust_kept *kept;           /* [layers] */
   float *last, *last_norm, *last_mean, *last_rstd;
-  void *last_rows;  /* activation [tokens, width]: what the token matrix is multiplied with */
+  ust_left last_rows; /* [tokens, width]: what the token matrix is multiplied with */
   float *log_sum;   /* [tokens]: log of the sum of exp(logits) */
   float *loss, *kl; /* [tokens] */
 
   /* backward */
   float *d_stream, *d_norm, *d_qkv, *d_attention, *d_up; /* as their counterparts */
   float *d_norm_partial;                                 /* [row blocks][2][width] */
-  void *transposed;                                      /* activation [widest, transposed_stride] */
-  size_t transposed_stride;
+  ust_left transposed;                                   /* [widest, tokens] */
   ust_matrix inputs;          /* packed transposed inputs, [widest input, tokens] */
   ust_train_scratch *scratch; /* [threads] */
 
@@ -109,8 +113,13 @@ understudy_status ust_gpt2_train_create(const ust_config *config, const ust_kern
                                         understudy_error *err);
 void ust_gpt2_train_free(ust_gpt2_train *model);
 
-/* Packs the values; call after every change of them. */
+/* Packs the layers' values; call after every change of them. */
 void ust_gpt2_train_pack(ust_gpt2_train *model);
+/* Packs the token matrix' rows of the tokens the next losses are taken over: `count` ids, each once, and what is
+ * added to each one's logit; NULL and NULL: the whole vocabulary. A label is one of them. A token drawn with
+ * probability 1/n stands for n such with log n added, which keeps the expected sum of exp(logits) (Bengio & Senecal
+ * 2003). Call after every change of the values. */
+void ust_gpt2_train_candidates(ust_gpt2_train *model, const int32_t *ids, const float *logs, int count);
 
 /* Runs `sequences` windows: ids and absolute positions [sequences * window]. Keeps the activations. */
 void ust_gpt2_train_forward(ust_gpt2_train *model, const int32_t *ids, const int32_t *positions, int sequences);

@@ -1,6 +1,6 @@
 /* gpt2_train: the loss over the vocabulary and where the backward pass starts.
  *
- * The logits of a micro-batch never exist all at once: the token matrix is taken UST_TRAIN_VOCAB rows at a time.
+ * The logits of a micro-batch never exist all at once: the candidates are taken UST_TRAIN_VOCAB at a time.
  * The first run over the blocks finds each token's log-sum-exp and its label's logit; the second computes the
  * block's logits again, turns them into gradients and adds their two products. A teacher's logits are made in
  * the same way, block by block, from its last hidden states, so that distilling sees its whole distribution. */
@@ -14,12 +14,16 @@ static int row_blocks(const ust_gpt2_train *m) {
   return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
 }
 
-/* logits[rows, UST_TRAIN_LOGITS] of one block of the vocabulary, for tokens from `first` on */
+/* Candidates of a block. */
+static int block_count(const ust_gpt2_train *m, int block) {
+  return UST_MIN(UST_TRAIN_VOCAB, m->candidates - block * UST_TRAIN_VOCAB);
+}
+
+/* logits[rows, UST_TRAIN_LOGITS] of one block of the candidates, for tokens from `first` on */
 static void block_logits(const ust_gpt2_train *m, int block, int first, int rows, float *logits) {
   const ust_matrix *w = &m->vocabulary[block].forward;
-  size_t width = (size_t)m->config.width;
-  const char *x = (const char *)m->last_rows + (size_t)first * width * m->kernels->activation_size;
-  m->kernels->matmul(w, 0, ust_train_panels(w), x, width, rows, NULL, UST_STORE, logits, UST_TRAIN_LOGITS);
+  m->kernels->left_matmul(w, 0, ust_train_panels(w), &m->last_rows, first, rows,
+                          m->candidate_log + (size_t)block * UST_TRAIN_VOCAB, UST_STORE, logits, UST_TRAIN_LOGITS);
 }
 
 static void loss_rows(ust_gpt2_train *m, const int32_t *labels, int first) {
@@ -31,11 +35,11 @@ static void loss_rows(ust_gpt2_train *m, const int32_t *labels, int first) {
     sum[r] = own[r] = 0;
   }
   for (int block = 0; block < m->vocabulary_blocks; block++) {
-    int count = m->vocabulary[block].forward.rows;
+    int count = block_count(m, block);
     block_logits(m, block, first, rows, logits);
     for (int r = 0; r < rows; r++) {
       const float *row = logits + (size_t)r * UST_TRAIN_LOGITS;
-      int label = labels[first + r] - block * UST_TRAIN_VOCAB;
+      int label = m->place[labels[first + r]] - block * UST_TRAIN_VOCAB;
       m->kernels->log_sum_exp(row, count, &most[r], &sum[r]);
       if (label >= 0 && label < count) own[r] = row[label];
     }
@@ -66,41 +70,46 @@ typedef struct goal {
 } goal;
 
 /* scale (q - (1 - soft) onehot(label) - soft p), q and p the model's and the teacher's probabilities, for one block
- * of the vocabulary and a block of rows; and the first of its products, with the token matrix, into d_norm. */
+ * of the candidates and a block of rows; and the first of its products, with the token matrix, into d_norm. */
 static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, int first) {
   const ust_kernels *k = m->kernels;
   ust_train_scratch *s = &m->scratch[omp_get_thread_num()];
   const ust_matrix *back = &m->vocabulary[block].backward;
-  int rows = UST_MIN(UST_TRAIN_ROWS, m->tokens - first), count = back->cols;
+  int rows = UST_MIN(UST_TRAIN_ROWS, m->tokens - first), count = block_count(m, block);
   block_logits(m, block, first, rows, s->wide);
   if (of->teacher) block_logits(of->teacher, block, first, rows, s->wide2);
   for (int r = 0; r < rows; r++) {
     float *row = s->wide + (size_t)r * UST_TRAIN_LOGITS;
-    int t = first + r, label = of->labels[t] - block * UST_TRAIN_VOCAB;
+    int t = first + r, label = m->place[of->labels[t]] - block * UST_TRAIN_VOCAB;
     if (of->teacher)
       m->kl[t] += k->distill(row, s->wide2 + (size_t)r * UST_TRAIN_LOGITS, count, m->log_sum[t],
                              of->teacher->log_sum[t], of->scale, of->soft);
     else
       k->probabilities(row, count, m->log_sum[t], of->scale);
     if (label >= 0 && label < count) row[label] -= of->scale * (1.0f - of->soft);
-    k->convert(row, count, (char *)s->rows + (size_t)r * UST_TRAIN_LOGITS * k->activation_size);
+    for (int i = count; i < back->cols; i++) row[i] = 0;
   }
-  k->matmul(back, 0, ust_train_panels(back), s->rows, UST_TRAIN_LOGITS, rows, NULL, UST_ADD,
-            m->d_norm + (size_t)first * m->config.width, (size_t)m->config.width);
-  k->convert_transposed(s->wide, UST_TRAIN_LOGITS, rows, count,
-                        (char *)m->transposed + (size_t)first * k->activation_size, m->transposed_stride);
+  ust_left left = {.data = s->rows, .rows = rows, .inputs = back->cols};
+  k->left_pack(&left, 0, s->wide, UST_TRAIN_LOGITS, rows);
+  k->left_matmul(back, 0, ust_train_panels(back), &left, 0, rows, NULL, UST_ADD,
+                 m->d_norm + (size_t)first * m->config.width, (size_t)m->config.width);
+  k->left_pack_transposed(&m->transposed, first, s->wide, UST_TRAIN_LOGITS, rows);
 }
 
 enum { GRADIENT_ROWS = 128 };
 
-/* The second product: the block's rows of the token matrix' gradient. */
+/* The second product: the rows of the token matrix' gradient that belong to the block's candidates. */
 static void token_matrix_gradient(ust_gpt2_train *m, int block, int item) {
   size_t w = (size_t)m->config.width;
-  int first = item * GRADIENT_ROWS, rows = UST_MIN(GRADIENT_ROWS, m->vocabulary[block].forward.rows - first);
+  int first = item * GRADIENT_ROWS, count = block_count(m, block);
+  int rows = UST_MIN(GRADIENT_ROWS, m->transposed.rows - first);
   if (rows <= 0) return;
-  const char *x = (const char *)m->transposed + (size_t)first * m->transposed_stride * m->kernels->activation_size;
-  float *dw = ust_train_gradient(m, UST_TOKENS) + ((size_t)block * UST_TRAIN_VOCAB + (size_t)first) * w;
-  m->kernels->matmul(&m->inputs, 0, ust_train_panels(&m->inputs), x, m->transposed_stride, rows, NULL, UST_ADD, dw, w);
+  float *dw = m->scratch[omp_get_thread_num()].wide;
+  m->kernels->left_matmul(&m->inputs, 0, ust_train_panels(&m->inputs), &m->transposed, first, rows, NULL, UST_STORE,
+                          dw, w);
+  for (int i = 0; i < rows && first + i < count; i++)
+    m->kernels->add(dw + (size_t)i * w,
+                    ust_train_gradient(m, UST_TOKENS) + (size_t)m->candidate[block * UST_TRAIN_VOCAB + first + i] * w, w);
 }
 
 /* By all threads of a parallel region together. */
@@ -109,7 +118,7 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
 #pragma omp single
   {
     m->inputs.rows = m->config.width;
-    m->inputs.cols = m->tokens;
+    m->inputs.cols = m->transposed.inputs = m->tokens;
     memset(m->d_norm, 0, (size_t)m->tokens * w * sizeof(float));
     memset(m->d_stream, 0, (size_t)m->tokens * w * sizeof(float));
     memset(m->kl, 0, (size_t)m->tokens * sizeof(float));
@@ -118,6 +127,8 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
   for (int p = 0; p < m->config.width / UST_PANEL; p++)
     m->kernels->pack(&m->inputs, p * UST_PANEL, UST_PANEL, m->last_norm + (size_t)p * UST_PANEL, 1, w);
   for (int block = 0; block < m->vocabulary_blocks; block++) {
+#pragma omp single
+    m->transposed.rows = m->vocabulary[block].forward.rows;
 #pragma omp for schedule(dynamic)
     for (int b = 0; b < row_blocks(m); b++) logit_gradient_rows(m, of, block, b * UST_TRAIN_ROWS);
 #pragma omp for schedule(dynamic)

@@ -29,9 +29,9 @@ static void convert_rows(const ust_gpt2_train *m, const float *x, size_t stride,
 /* y[rows, w->rows] = x[rows, w->cols] w^T + bias */
 static void linear_rows(const ust_gpt2_train *m, const ust_matrix *w, const float *x, int rows, const float *bias,
                         ust_epilogue epilogue, float *y) {
-  void *converted = scratch_of(m)->rows;
-  convert_rows(m, x, (size_t)w->cols, rows, w->cols, converted);
-  m->kernels->matmul(w, 0, ust_train_panels(w), converted, (size_t)w->cols, rows, bias, epilogue, y, (size_t)w->rows);
+  ust_left left = {.data = scratch_of(m)->rows, .rows = rows, .inputs = w->cols};
+  m->kernels->left_pack(&left, 0, x, (size_t)w->cols, rows);
+  m->kernels->left_matmul(w, 0, ust_train_panels(w), &left, 0, rows, bias, epilogue, y, (size_t)w->rows);
 }
 
 static void norm_rows(const ust_gpt2_train *m, const float *x, int gain, int rows, float *y, float *mean, float *rstd) {
@@ -192,6 +192,7 @@ void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t
   memcpy(m->ids, ids, (size_t)m->tokens * sizeof *ids);
   memcpy(m->positions, positions, (size_t)m->tokens * sizeof *positions);
   size_t w = (size_t)m->config.width;
+  m->last_rows.rows = m->tokens;
 #pragma omp parallel num_threads(m->threads)
   {
     embed(m, m->kept[0].input);
@@ -201,7 +202,7 @@ void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t
       int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
       norm_rows(m, m->last + first * w, ust_train_layer(m->config.layers, 0), rows, m->last_norm + first * w,
                 m->last_mean + first, m->last_rstd + first);
-      convert_rows(m, m->last_norm + first * w, w, rows, (int)w, activation_at(m, m->last_rows, first * w));
+      m->kernels->left_pack(&m->last_rows, first, m->last_norm + first * w, w, rows);
     }
     m->kernels->release();
   }
@@ -210,23 +211,22 @@ void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t
 /* ---- backward ---- */
 
 /* Tensors of dW are cut into blocks of rows by panels, none along the tokens. */
-enum { GRADIENT_ROWS = 320 };
+enum { GRADIENT_ROWS = 128 };
 
 void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
                                float *dbias) {
   const ust_kernels *k = m->kernels;
-  size_t stride = m->transposed_stride;
   int panels = in / UST_PANEL, blocks = (out + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
 #pragma omp single
   {
     m->inputs.rows = in;
-    m->inputs.cols = m->tokens;
+    m->transposed.rows = out;
+    m->inputs.cols = m->transposed.inputs = m->tokens;
   }
 #pragma omp for schedule(dynamic) nowait
   for (int b = 0; b < row_blocks(m); b++) {
     int first = b * UST_TRAIN_ROWS;
-    k->convert_transposed(dy + (size_t)first * out, (size_t)out, block_rows(m, first), out,
-                          activation_at(m, m->transposed, (size_t)first), stride);
+    k->left_pack_transposed(&m->transposed, first, dy + (size_t)first * out, (size_t)out, block_rows(m, first));
   }
 #pragma omp for schedule(dynamic) nowait
   for (int p = 0; p < panels; p++)
@@ -236,10 +236,10 @@ void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, cons
     for (int t = 0; t < m->tokens; t++)
       k->add(dy + (size_t)t * out + first, dbias + first, (size_t)UST_MIN(64, out - first));
 #pragma omp for schedule(dynamic)
-  for (int i = 0; i < blocks * panels; i++) {
-    int first = i / panels * GRADIENT_ROWS, rows = UST_MIN(GRADIENT_ROWS, out - first), panel = i % panels;
-    k->matmul(&m->inputs, panel, panel + 1, activation_at(m, m->transposed, (size_t)first * stride), stride, rows, NULL,
-              UST_ADD, dw + (size_t)first * in, (size_t)in);
+  for (int b = 0; b < blocks; b++) {
+    int first = b * GRADIENT_ROWS, rows = UST_MIN(GRADIENT_ROWS, out - first);
+    k->left_matmul(&m->inputs, 0, panels, &m->transposed, first, rows, NULL, UST_ADD, dw + (size_t)first * in,
+                   (size_t)in);
   }
 }
 

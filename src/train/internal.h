@@ -40,12 +40,29 @@ void ust_corpus_heldout(const ust_corpus *corpus, size_t index, size_t count, in
 /* Windows that do not overlap. */
 size_t ust_corpus_windows(const ust_corpus *corpus);
 
+/* ---- candidates.c ---- */
+
+typedef struct ust_candidates {
+  int vocabulary, frequent;
+  int32_t *ids; /* [vocabulary]: the frequent ones, then those of the last draw */
+  float *logs;  /* [vocabulary]: what is added to each one's logit */
+  uint8_t *certain; /* [vocabulary]: counts in every draw */
+} ust_candidates;
+
+/* After a failure too, free is called. */
+understudy_status ust_candidates_open(const ust_corpus *corpus, int vocabulary, ust_candidates *candidates,
+                                      understudy_error *err);
+void ust_candidates_free(ust_candidates *candidates);
+/* Fills ids and logs for micro-batch number `index` of the run with these labels; returns how many. */
+int ust_candidates_draw(ust_candidates *candidates, uint64_t seed, uint64_t index, const int32_t *labels, int tokens);
+
 /* ---- a run ---- */
 
 typedef struct ust_train_run {
   const ust_train_options *options;
   ust_config config;
   ust_corpus corpus, heldout;
+  ust_candidates candidates;
   uint64_t teacher_fingerprint; /* 0: none */
   ust_gpt2_train *model, *teacher;
   float *moments; /* [2][model->size]: running means of gradient and squared gradient */

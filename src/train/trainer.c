@@ -78,6 +78,7 @@ static understudy_status open_run(ust_train_run *run, understudy_error *err) {
   if (o->teacher) UST_TRY(ust_train_load_teacher(run, micro, err));
   UST_TRY(ust_corpus_load(o->corpus, o, &run->corpus, err));
   if (o->heldout) UST_TRY(ust_corpus_load(o->heldout, o, &run->heldout, err));
+  UST_TRY(ust_candidates_open(&run->corpus, run->config.vocabulary, &run->candidates, err));
   ust_train_initialise(run->model, o->seed);
   if (o->checkpoint) UST_TRY(ust_checkpoint_read(run, err));
   ust_gpt2_train_pack(run->model);
@@ -91,6 +92,7 @@ static void close_run(ust_train_run *run) {
   ust_free(run->partial);
   ust_corpus_free(&run->corpus);
   ust_corpus_free(&run->heldout);
+  ust_candidates_free(&run->candidates);
 }
 
 /* ---- one step ---- */
@@ -117,7 +119,13 @@ static bool add_gradients(ust_train_run *run, batch *b, double *loss, double *kl
       ust_corpus_window(&run->corpus, run->options->seed, index, run->config.context, b->ids + at, b->labels + at,
                         b->positions + at);
     }
+    ust_candidates *c = &run->candidates;
+    int drawn = ust_candidates_draw(c, run->options->seed,
+                                    (uint64_t)run->step * (uint64_t)sequences + (uint64_t)first, b->labels,
+                                    count * UST_TRAIN_WINDOW);
+    ust_gpt2_train_candidates(m, c->ids, c->logs, drawn);
     if (run->teacher) {
+      ust_gpt2_train_candidates(run->teacher, c->ids, c->logs, drawn);
       ust_gpt2_train_forward(run->teacher, b->ids, b->positions, count);
       ust_gpt2_train_loss(run->teacher, b->labels);
     }
@@ -135,6 +143,7 @@ static double measure_heldout(ust_train_run *run, batch *b) {
   size_t windows = UST_MIN((size_t)HELDOUT, ust_corpus_windows(&run->heldout));
   int micro = run->model->max_sequences;
   double loss = 0;
+  ust_gpt2_train_candidates(run->model, NULL, NULL, 0);
   for (size_t first = 0; first < windows; first += (size_t)micro) {
     int count = (int)UST_MIN((size_t)micro, windows - first);
     for (int i = 0; i < count; i++) {

@@ -63,6 +63,7 @@ static void load_values(ust_gpt2_train *m, const char *kind) {
     free((void *)(uintptr_t)values);
   }
   ust_gpt2_train_pack(m);
+  ust_gpt2_train_candidates(m, NULL, NULL, 0);
 }
 
 static void load_integers(const char *name, int32_t *out) {
@@ -163,6 +164,7 @@ static void check_level(ust_isa isa, ust_format format, double bound, double cur
     ust_gpt2_train_backward(m, b.labels, 1.0f / TOKENS, 0, NULL);
     adamw_step(m, moments, step + 1);
     ust_gpt2_train_pack(m);
+    ust_gpt2_train_candidates(m, NULL, NULL, 0);
   }
   free((void *)(uintptr_t)curve);
   free(moments);
