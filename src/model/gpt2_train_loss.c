@@ -115,6 +115,7 @@ static void token_matrix_gradient(ust_gpt2_train *m, int block, int item) {
 /* By all threads of a parallel region together. */
 static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
   size_t w = (size_t)m->config.width;
+  int share = UST_ROUND_UP((m->config.width + m->threads - 1) / m->threads, UST_PANEL);
 #pragma omp single
   {
     m->inputs.rows = m->config.width;
@@ -124,8 +125,8 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
     memset(m->kl, 0, (size_t)m->tokens * sizeof(float));
   }
 #pragma omp for schedule(dynamic)
-  for (int p = 0; p < m->config.width / UST_PANEL; p++)
-    m->kernels->pack(&m->inputs, p * UST_PANEL, UST_PANEL, m->last_norm + (size_t)p * UST_PANEL, 1, w);
+  for (int first = 0; first < m->config.width; first += share)
+    m->kernels->pack(&m->inputs, first, UST_MIN(share, m->config.width - first), m->last_norm + first, 1, w);
   for (int block = 0; block < m->vocabulary_blocks; block++) {
 #pragma omp single
     m->transposed.rows = m->vocabulary[block].forward.rows;

@@ -217,6 +217,7 @@ void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, cons
                                float *dbias) {
   const ust_kernels *k = m->kernels;
   int panels = in / UST_PANEL, blocks = (out + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
+  int share = UST_ROUND_UP((in + m->threads - 1) / m->threads, UST_PANEL);
 #pragma omp single
   {
     m->inputs.rows = in;
@@ -229,12 +230,12 @@ void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, cons
     k->left_pack_transposed(&m->transposed, first, dy + (size_t)first * out, (size_t)out, block_rows(m, first));
   }
 #pragma omp for schedule(dynamic) nowait
-  for (int p = 0; p < panels; p++)
-    k->pack(&m->inputs, p * UST_PANEL, UST_PANEL, x + (size_t)p * UST_PANEL, 1, (size_t)in);
+  for (int first = 0; first < in; first += share)
+    k->pack(&m->inputs, first, UST_MIN(share, in - first), x + first, 1, (size_t)in);
 #pragma omp for schedule(dynamic)
-  for (int first = 0; first < out; first += 64)
+  for (int first = 0; first < out; first += 256)
     for (int t = 0; t < m->tokens; t++)
-      k->add(dy + (size_t)t * out + first, dbias + first, (size_t)UST_MIN(64, out - first));
+      k->add(dy + (size_t)t * out + first, dbias + first, (size_t)UST_MIN(256, out - first));
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < blocks; b++) {
     int first = b * GRADIENT_ROWS, rows = UST_MIN(GRADIENT_ROWS, out - first);

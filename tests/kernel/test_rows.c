@@ -104,6 +104,55 @@ LEVEL_TEST(convert_transposed)
 
 /* ---- training ---- */
 
+/* A left operand made from rows and one made from their transpose give what matmul gives for the same rows. */
+static void left_operands(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 20; trial++) {
+    int rows = 32 * pick(1, 4), inputs = 32 * pick(1, 5), outputs = 32 * pick(1, 3);
+    int first = 32 * pick(0, rows / 32 - 1), count = rows - first;
+    size_t x_stride = (size_t)(inputs + pick(0, 40)), y_stride = (size_t)(outputs + 32 * pick(0, 1));
+    float *x = fenced_floats((size_t)rows * x_stride), *across = fenced_floats((size_t)inputs * (size_t)rows);
+    float *weights = fenced_floats((size_t)outputs * (size_t)inputs), *bias = fenced_floats((size_t)outputs);
+    fill_uniform(x, (size_t)rows * x_stride, -1, 1);
+    fill_uniform(weights, (size_t)outputs * (size_t)inputs, -1, 1);
+    fill_uniform(bias, (size_t)outputs, -1, 1);
+    for (int r = 0; r < rows; r++)
+      for (int k = 0; k < inputs; k++) across[(size_t)k * (size_t)rows + (size_t)r] = x[(size_t)r * x_stride + (size_t)k];
+    ust_matrix w = {.format = UST_FORMAT_BF16, .rows = outputs, .cols = inputs};
+    w.bytes = kernels->matrix_bytes(w.format, outputs, inputs);
+    w.data = fenced(w.bytes);
+    kernels->pack(&w, 0, outputs, weights, (size_t)inputs, 1);
+
+    size_t left_bytes = (size_t)rows * (size_t)inputs * kernels->activation_size;
+    ust_left left[2];
+    for (int i = 0; i < 2; i++) left[i] = (ust_left){.data = fenced(left_bytes), .rows = rows, .inputs = inputs};
+    kernels->left_pack(&left[0], 0, x, x_stride, rows);
+    kernels->left_pack_transposed(&left[1], 0, across, (size_t)rows, inputs);
+    CHECK(memcmp(left[0].data, left[1].data, left_bytes) == 0, "%s: left operand %d x %d differs from its transpose's",
+          kernels->name, rows, inputs);
+
+    char *plain = fenced(left_bytes);
+    for (int r = 0; r < rows; r++)
+      kernels->convert(x + (size_t)r * x_stride, inputs,
+                       plain + (size_t)r * (size_t)inputs * kernels->activation_size);
+    float *want = fenced_floats((size_t)count * y_stride), *got = fenced_floats((size_t)count * y_stride);
+    for (int way = 0; way < 4; way++) {
+      const float *with = way & 1 ? bias : NULL;
+      ust_epilogue epilogue = way & 2 ? UST_ADD : UST_STORE;
+      fill_uniform(want, (size_t)count * y_stride, -1, 1);
+      memcpy(got, want, (size_t)count * y_stride * sizeof *got);
+      kernels->matmul(&w, 0, outputs / UST_PANEL, plain + (size_t)first * (size_t)inputs * kernels->activation_size,
+                      (size_t)inputs, count, with, epilogue, want, y_stride);
+      kernels->left_matmul(&w, 0, outputs / UST_PANEL, &left[0], first, count, with, epilogue, got, y_stride);
+      CHECK(memcmp(want, got, (size_t)count * y_stride * sizeof *got) == 0,
+            "%s: left_matmul of rows %d to %d, %d inputs, %d outputs, way %d", kernels->name, first, rows, inputs,
+            outputs, way);
+    }
+    kernels->release();
+    fenced_release("left_operands");
+  }
+}
+LEVEL_TEST(left_operands)
+
 static void gelu(const ust_kernels *kernels) {
   for (int trial = 0; trial < 60; trial++) {
     size_t n = (size_t)odd_length();
@@ -283,6 +332,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(layer_norm_every_level),
       cmocka_unit_test(convert_every_level),
       cmocka_unit_test(convert_transposed_every_level),
+      cmocka_unit_test(left_operands_every_level),
       cmocka_unit_test(gelu_every_level),
       cmocka_unit_test(layer_norm_backward_every_level),
       cmocka_unit_test(softmax_every_level),
