@@ -8,7 +8,8 @@ int ust_cli_distill(int argc, char **argv) {
       .usage = "distill --teacher T.gguf --corpus FILE -o OUT.gguf [options]",
       .about = "Trains a small GPT-2 on a text file and on what a teacher model thinks of it: a draft model for the\n"
                "teacher. Documents are separated by zero bytes. Stopped or killed, the same command goes on.",
-      .notes = "Training windows are 256 tokens long and lie at random positions of the context.",
+      .notes = "Training windows are 256 tokens long and lie at random positions of the context. A run may be made\n"
+               "longer or shorter on its way: the rate falls towards the new --steps from then on.",
       .example = "understudy distill --teacher target.gguf --corpus train.txt --steps 1000 -o draft.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(128, 2, 2);
   const char *teacher = NULL;

@@ -74,7 +74,8 @@ int ust_cli_train(int argc, char **argv) {
       .usage = "train --corpus FILE --tokenizer PATH -o OUT.gguf [options]",
       .about = "Trains a GPT-2 on a text file whose documents are separated by zero bytes. Stopped or killed, the\n"
                "same command goes on from the checkpoint with the same bits.",
-      .notes = "Training windows are 256 tokens long and lie at random positions of the context.",
+      .notes = "Training windows are 256 tokens long and lie at random positions of the context. A run may be made\n"
+               "longer or shorter on its way: the rate falls towards the new --steps from then on.",
       .example = "understudy train --corpus train.txt --tokenizer gpt2/ --checkpoint run.ckpt "
                  "-o small.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(320, 10, 5);
