@@ -10,7 +10,7 @@ enum { MODES = 3 };
 typedef struct bench_options {
   ust_cli_models models;
   understudy_sampling sampling;
-  const char *prompts, *json;
+  const char *prompts, *json, *predict, *from;
   int limit, tokens;
   bool quiet;
 } bench_options;
@@ -163,6 +163,7 @@ static understudy_status run_bench(bench *b, understudy_error *err) {
 }
 
 int ust_cli_bench(int argc, char **argv) {
+  if (ust_cli_predicts_only(argc, argv)) return ust_cli_predict(argc, argv);
   bench_options o = {.sampling = {.top_p = 1}, .tokens = 128};
   const ust_option options[] = {
       UST_OPTIONS_MODEL(&o.models),
@@ -176,6 +177,7 @@ int ust_cli_bench(int argc, char **argv) {
       UST_OPTIONS_CONTEXT(&o.models),
       UST_OPTIONS_MACHINE(&o.models),
       UST_OPTIONS_JSON(&o.json),
+      UST_OPTIONS_PREDICT(&o.predict, &o.from),
       UST_OPTIONS_QUIET(&o.quiet),
       UST_OPTIONS_END,
   };
@@ -190,11 +192,13 @@ int ust_cli_bench(int argc, char **argv) {
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
   if (!ust_cli_no_more("bench", argc, argv, optind, &code)) return code;
+  if (!ust_cli_check_predict(o.predict, o.json, &code)) return code;
   ust_cli_set_quiet(o.quiet);
   ust_cli_catch_signals();
   bench b = {.options = &o};
   understudy_error err = {0};
   understudy_status status = run_bench(&b, &err);
+  if (status == UNDERSTUDY_OK) status = ust_cli_print_prediction(o.predict, o.json, &err);
   if (status != UNDERSTUDY_OK) {
     code = ust_cli_fail(&err);
   } else if (b.differing) {

@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "base/base.h"
+#include "measure/measure.h"
 #include "tokenizer/tokenizer.h"
 #include "weights/weights.h"
 
@@ -182,6 +183,22 @@ typedef struct ust_sha256 {
 void ust_cli_sha256_start(ust_sha256 *sha);
 void ust_cli_sha256_add(ust_sha256 *sha, const void *data, size_t size);
 void ust_cli_sha256_finish(ust_sha256 *sha, char hex[65]);
+
+/* ---- predict.c: bench --predict ---- */
+
+/* What a device may be given as, for help. */
+#define UST_CLI_DEVICES UST_DEVICE_NAMES ",\nor figures such as " UST_DEVICE_FIGURES " (a pass)"
+#define UST_OPTIONS_PREDICT(device, from)                                                                              \
+  {UST_TEXT("predict", 0, device, "DEVICE", "what a --json file's run would give on another machine:\n" UST_CLI_DEVICES)}, { \
+    UST_TEXT("from", 0, from, "FILE", "with --predict: the file of an earlier run; nothing is run")                    \
+  }
+/* Whether the arguments ask for a prediction from a file (ust_cli_predict) and not for a run. */
+bool ust_cli_predicts_only(int argc, char **argv);
+int ust_cli_predict(int argc, char **argv);
+/* False, with the usage error reported, when a run that records to `json` cannot be predicted on `device`. */
+bool ust_cli_check_predict(const char *device, const char *json, int *code);
+/* Prints what the run recorded in `bench` would give on `device`; nothing when `device` is NULL. */
+understudy_status ust_cli_print_prediction(const char *device, const char *bench, understudy_error *err);
 
 /* ---- the subcommands ---- */
 

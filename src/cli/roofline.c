@@ -1,6 +1,5 @@
-/* understudy roofline: measures the machine, and with -m a model's passes, and draws the roofline chart with a
- * bench's dots and, beside them, a known device with the dots the paper reports for it. */
-#include <math.h>
+/* understudy roofline: measures the machine, with -m a model's passes and with --kernels its products, and draws the
+ * roofline chart with a bench's dots and, beside it, another device with the dots the paper reports for it. */
 
 #include "cli/cli.h"
 #include "measure/measure.h"
@@ -8,84 +7,54 @@
 typedef struct roofline_options {
   ust_cli_models models;
   const char *bench, *device, *json, *output;
-  bool quiet;
+  bool kernels, quiet;
 } roofline_options;
 
-/* Memory bandwidth, and dense f16 tensor throughput with f32 accumulation. */
-static const struct {
-  const char *name, *label;
-  double gb_per_s, tflop_per_s;
-  bool paper; /* the paper's device */
-} devices[] = {
-    {"rtx4090", "RTX 4090", 1008, 165.2, true}, /* NVIDIA Ada GPU Architecture whitepaper, appendix A */
-    {"rtx3090", "RTX 3090", 936, 71, false},    /* NVIDIA Ampere GA102 GPU Architecture whitepaper */
-    {"a100", "A100 40 GB", 1555, 312, false},   /* NVIDIA A100 data sheet */
-    {"h100", "H100 SXM", 3350, 989, false},     /* NVIDIA H100 data sheet, without sparsity */
-};
-enum { DEVICES = sizeof devices / sizeof devices[0] };
-
-static void add_dot(ust_chart *chart, const char *label, double flop_per_byte, double flop_per_s, bool reference) {
-  if (chart->dot_count == UST_CHART_DOTS) return;
-  ust_chart_dot *dot = &chart->dots[chart->dot_count++];
+static void add_dot(ust_chart_panel *panel, const char *label, double flop_per_byte, double flop_per_s,
+                    bool reference) {
+  ust_chart_dot *dot = &panel->dots[panel->dot_count++];
   *dot = (ust_chart_dot){.flop_per_byte = flop_per_byte, .flop_per_s = flop_per_s, .reference = reference};
   snprintf(dot->label, sizeof dot->label, "%s", label);
 }
 
-static void add_device(ust_chart *chart, const char *name) {
-  for (int i = 0; name && i < DEVICES; i++) {
-    if (strcmp(name, devices[i].name) != 0) continue;
-    ust_chart_roof *roof = &chart->roofs[chart->roof_count++];
-    *roof = (ust_chart_roof){.read_gb_per_s = devices[i].gb_per_s, .peak_tflop_per_s = devices[i].tflop_per_s};
-    snprintf(roof->label, sizeof roof->label, "%s", devices[i].label);
-    if (!devices[i].paper) continue;
-    add_dot(chart, "paper: plain", 1, 2e11, true); /* Spector & Ré 2023, arXiv 2308.04623, GPT-2-L on an RTX 4090 */
-    add_dot(chart, "paper: staged", 30, 8e11, true);
-  }
+static void add_device(ust_chart *chart, const ust_device *device) {
+  ust_chart_panel *panel = &chart->panels[chart->panel_count++];
+  panel->device = *device;
+  snprintf(panel->title, sizeof panel->title, "%s", device->label);
+  if (!device->paper) return;
+  /* Spector & Ré 2023, arXiv 2308.04623, figure of the roofline: GPT-2 Large on an RTX 4090 */
+  add_dot(panel, "the paper: plain", 1, 2e11, true);
+  add_dot(panel, "the paper: staged", 30, 8e11, true);
 }
 
-/* ---- the bench's dots ---- */
-
-static understudy_status add_mode(ust_chart *chart, const char *path, const json_t *mode, understudy_error *err) {
-  const json_t *name = json_object_get(mode, "mode"), *rate = json_object_get(mode, "tokens_per_s");
-  const json_t *per_byte = json_object_get(mode, "flop_per_byte"), *per_s = json_object_get(mode, "flop_per_s");
-  if (!json_is_string(name) || !json_is_number(rate) || !(json_number_value(per_byte) > 0) ||
-      !(json_number_value(per_s) > 0))
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                     "%s: modes: expected entries with mode, tokens_per_s, flop_per_byte and flop_per_s above 0", path);
-  char label[64];
-  snprintf(label, sizeof label, "%.24s, %.1f tokens/s", json_string_value(name), json_number_value(rate));
-  add_dot(chart, label, json_number_value(per_byte), json_number_value(per_s), false);
+static understudy_status add_bench(ust_chart_panel *panel, const char *path, const ust_bench *run,
+                                   understudy_error *err) {
+  for (int i = 0; i < run->mode_count; i++) {
+    const ust_bench_mode *mode = &run->modes[i];
+    if (!(mode->tokens_per_s > 0 && mode->flop_per_byte > 0 && mode->flop_per_s > 0))
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                       "%s: modes: %s: expected tokens_per_s, flop_per_byte and flop_per_s above 0", path, mode->name);
+    char label[64];
+    snprintf(label, sizeof label, "%s, %.1f tokens/s", mode->name, mode->tokens_per_s);
+    add_dot(panel, label, mode->flop_per_byte, mode->flop_per_s, false);
+  }
   return UNDERSTUDY_OK;
 }
 
-static understudy_status add_bench(ust_chart *chart, const char *path, understudy_error *err) {
-  char *data;
-  size_t size;
-  UST_TRY(ust_file_slurp(path, 1 << 24, &data, &size, err));
-  json_error_t problem;
-  json_t *root = json_loadb(data, size, 0, &problem);
-  ust_free(data);
-  if (!root)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: line %d: not JSON: %s", path, problem.line, problem.text);
-  const json_t *modes = json_object_get(root, "modes");
-  understudy_status status = UNDERSTUDY_OK;
-  if (!json_is_array(modes) || json_array_size(modes) == 0)
-    status = ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                       "%s: found no modes, expected a file written by 'understudy bench --json'", path);
-  for (size_t i = 0; i < json_array_size(modes) && status == UNDERSTUDY_OK; i++)
-    status = add_mode(chart, path, json_array_get(modes, i), err);
-  /* The dots belong under the roof measured in their own run: a shared machine is another one an hour later. */
-  const json_t *machine = json_object_get(root, "machine");
-  double read = json_number_value(json_object_get(machine, "read_gb_per_s"));
-  double peak = json_number_value(json_object_get(machine, "peak_tflop_per_s"));
-  if (read > 0 && peak > 0) chart->roofs[0] = (ust_chart_roof){"this machine", read, peak};
-  const json_t *target = json_object_get(root, "target");
-  const char *architecture = json_string_value(json_object_get(target, "architecture"));
-  if (architecture)
-    snprintf(chart->title, sizeof chart->title, "%.32s, %.0f M parameters: ", architecture,
-             json_number_value(json_object_get(target, "parameters")) / 1e6);
-  json_decref(root);
-  return status;
+/* This machine as it was in the bench's own run, or else as just measured: a shared machine is another one an hour
+ * later. */
+static void add_machine(ust_chart_panel *panel, const ust_bench *run, const ust_machine *machine, const char *isa,
+                        int threads) {
+  bool recorded = run->read_gb_per_s > 0 && run->peak_tflop_per_s > 0;
+  panel->device = (ust_device){"this machine", recorded ? run->read_gb_per_s : machine->read_gb_per_s,
+                               recorded ? run->peak_tflop_per_s : machine->peak_tflop_per_s, 0, 0, false};
+  if (run->isa[0]) isa = run->isa;
+  if (run->threads) threads = run->threads;
+  char model[64] = "";
+  if (run->architecture[0])
+    snprintf(model, sizeof model, ": %s, %.0f M parameters", run->architecture, run->parameters / 1e6);
+  snprintf(panel->title, sizeof panel->title, "this machine%s, %s kernels, %d thread%s", model, isa, threads,
+           threads == 1 ? "" : "s");
 }
 
 /* ---- measuring ---- */
@@ -147,28 +116,40 @@ static understudy_status choose_kernels(const char *isa_name, const ust_kernels 
                    ust_isa_name(ust_kernels_best()));
 }
 
+static bool print_product(void *user, const ust_product_cost *cost) {
+  (void)user;
+  if (cost->rows == 1)
+    printf("\n%s %s, %d x %d\n  rows        ms      GB/s   TFLOP/s   of bound\n", cost->format, cost->shape,
+           cost->inputs, cost->outputs);
+  printf("  %4d %9.3f %9.1f %9.3f %8.0f %%\n", cost->rows, cost->ms, cost->gb_per_s, cost->tflop_per_s,
+         100 * cost->share);
+  fflush(stdout);
+  return ust_cli_stopped();
+}
+
 static understudy_status roofline(const roofline_options *o, understudy_error *err) {
   const ust_kernels *kernels;
   int threads = o->models.threads ? o->models.threads : ust_thread_count();
-  ust_chart chart = {.roof_count = 1};
+  ust_chart chart = {.panel_count = 1};
+  ust_bench run = {0};
+  ust_device device;
   ust_machine machine;
   ust_pass_cost costs[UST_PASS_COSTS];
   int count = 0;
   UST_TRY(ust_cli_check_output(o->json, err));
   UST_TRY(ust_cli_check_output(o->output, err));
   UST_TRY(choose_kernels(o->models.isa, &kernels, err));
-  if (o->bench) UST_TRY(add_bench(&chart, o->bench, err));
+  if (o->bench) UST_TRY(ust_measure_read_bench(o->bench, &run, err));
+  if (o->bench) UST_TRY(add_bench(&chart.panels[0], o->bench, &run, err));
+  if (o->device) UST_TRY(ust_measure_device(o->device, &device, err));
   UST_TRY(measure(o, kernels, threads, &machine, costs, &count, err));
   print_measured(kernels, threads, &machine, costs, count);
+  if (o->kernels) UST_TRY(ust_measure_products(kernels, threads, &machine, print_product, NULL, err));
   if (o->json) UST_TRY(write_measured(o->json, kernels, threads, &machine, costs, count, err));
-  if (o->json && !o->output) return UNDERSTUDY_OK;
+  if ((o->json || o->kernels) && !o->output) return UNDERSTUDY_OK;
 
-  if (!chart.roofs[0].read_gb_per_s)
-    chart.roofs[0] = (ust_chart_roof){"this machine", machine.read_gb_per_s, machine.peak_tflop_per_s};
-  add_device(&chart, o->device);
-  size_t used = strlen(chart.title);
-  snprintf(chart.title + used, sizeof chart.title - used, "%s kernels, %d thread%s", kernels->name, threads,
-           threads == 1 ? "" : "s");
+  add_machine(&chart.panels[0], &run, &machine, kernels->name, threads);
+  if (o->device) add_device(&chart, &device);
   const char *output = o->output ? o->output : "roofline.svg";
   UST_TRY(ust_measure_chart(&chart, output, err));
   ust_cli_note("chart in %s, its figures beside it as .csv", output);
@@ -186,10 +167,11 @@ int ust_cli_roofline(int argc, char **argv) {
       {UST_TEXT("model", 'm', &o.models.model, "TARGET", "also time this model's passes by rows and context")},
       {UST_TEXT("bench", 0, &o.bench, "FILE",
                 "draw the dots of a 'bench --json' file,\nunder the roof measured in its run")},
-      {UST_CHOICE("device", &o.device, "rtx4090|rtx3090|a100|h100",
-                  "draw a known device's line; rtx4090: the paper's dots too")},
+      {UST_TEXT("device", 0, &o.device, "DEVICE",
+                "beside it, draw another machine's roof:\n" UST_CLI_DEVICES "\nrtx4090: with the paper's dots")},
+      {UST_FLAG("kernels", 0, &o.kernels, "time the matrix products of a GPT-2 Large pass (10 s)")},
       {UST_TEXT("output", 'o', &o.output, "FILE",
-                "the chart, .svg or .png [roofline.svg; none with --json\nalone]; its figures beside it as .csv")},
+                "the chart, .svg or .png [roofline.svg; none with only\n--json or --kernels]; its figures beside it as .csv")},
       UST_OPTIONS_JSON(&o.json),
       UST_OPTIONS_MACHINE(&o.models),
       UST_OPTIONS_QUIET(&o.quiet),
@@ -197,7 +179,7 @@ int ust_cli_roofline(int argc, char **argv) {
   };
   const ust_cli_help help = {
       .command = "roofline",
-      .usage = "roofline [-m TARGET] [--bench FILE] [--device NAME] [-o FILE]",
+      .usage = "roofline [-m TARGET] [--bench FILE] [--device DEVICE] [--kernels] [-o FILE]",
       .about = "Measures how fast this machine reads and multiplies, and draws its roofline chart (with gnuplot).",
       .example = "understudy roofline -m gpt2-large/ --bench bench.json --device rtx4090 -o roofline.svg",
   };

@@ -30,12 +30,81 @@ enum { UST_PASS_COSTS = 14 };
 understudy_status ust_measure_passes(const ust_model *model, ust_pass_cost out[UST_PASS_COSTS], int *count,
                                      understudy_progress_fn progress, void *user, understudy_error *err);
 
-/* ---- chart.c ---- */
+/* ---- device.c ---- */
 
-typedef struct ust_chart_roof {
+/* A machine as a roofline sees it. */
+typedef struct ust_device {
   char label[64];
   double read_gb_per_s, peak_tflop_per_s;
-} ust_chart_roof;
+  double f32_tflop_per_s; /* without the matrix unit; 0: not known, or the same */
+  double pass_us;         /* fixed cost of a forward pass: launches, barriers */
+  bool paper;             /* where the paper's figures were measured */
+} ust_device;
+
+/* The names of the known devices. */
+#define UST_DEVICE_NAMES "rtx4090 rtx3090 a100 h100 m2-ultra epyc-9654 xeon-8480 pi5"
+#define UST_DEVICE_FIGURES "1008GB/s,165TFLOP/s,130us"
+
+/* A known device by name, or figures: bandwidth and peak, and possibly a fixed cost per pass, in any order and with
+ * these units: GB/s TB/s, GFLOP/s TFLOP/s, us ms. */
+understudy_status ust_measure_device(const char *text, ust_device *out, understudy_error *err);
+
+/* ---- bench_file.c ---- */
+
+enum { UST_BENCH_MODES = 16, UST_BENCH_ROWS = 128 };
+
+/* What a 'bench --json' file holds of one mode; what it does not say is 0. */
+typedef struct ust_bench_mode {
+  char name[32];
+  double tokens, seconds, tokens_per_s, target_passes, bytes_per_token, flop_per_s, flop_per_byte;
+  double draft_passes;
+  double host_s; /* looking candidates up and planning: neither stage's passes */
+  struct {
+    double rows, passes;
+  } passes[UST_BENCH_ROWS]; /* target passes by rows */
+  int pass_counts;
+} ust_bench_mode;
+
+typedef struct ust_bench {
+  char isa[32], architecture[32];
+  int threads;
+  double read_gb_per_s, peak_tflop_per_s; /* measured in the bench's own run */
+  double parameters, weight_bytes;
+  ust_bench_mode modes[UST_BENCH_MODES];
+  int mode_count;
+} ust_bench;
+
+/* Reads a file written by 'bench --json', which holds at least one mode. Fields may be missing, not of a wrong type. */
+understudy_status ust_measure_read_bench(const char *path, ust_bench *out, understudy_error *err);
+
+/* ---- predict.c ---- */
+
+typedef struct ust_prediction {
+  double tokens_per_s;
+  double target_s, draft_s, host_s; /* where the time of the recorded tokens would go */
+} ust_prediction;
+
+/* An error naming `path` when the run lacks what a prediction needs. */
+understudy_status ust_measure_check_bench(const ust_bench *run, const char *path, understudy_error *err);
+/* The recorded passes of one mode, each taking max(bytes / bandwidth, FLOP / peak) + fixed cost on `device`. */
+ust_prediction ust_measure_predict(const ust_bench *run, const ust_bench_mode *mode, const ust_device *device);
+
+/* ---- products.c ---- */
+
+typedef struct ust_product_cost {
+  const char *shape, *format; /* "qkv", "bf16" */
+  int inputs, outputs, rows;
+  double ms, gb_per_s, tflop_per_s;
+  double share; /* of the bound max(bytes / bandwidth, FLOP / peak) */
+} ust_product_cost;
+
+/* Times the matrix products of a GPT-2 Large pass, weights streamed from memory, by format and rows, and hands each
+ * result to `visit`; it returns true to stop. About ten seconds. */
+understudy_status ust_measure_products(const ust_kernels *kernels, int threads, const ust_machine *machine,
+                                       bool (*visit)(void *user, const ust_product_cost *cost), void *user,
+                                       understudy_error *err);
+
+/* ---- chart.c, gnuplot.c ---- */
 
 typedef struct ust_chart_dot {
   char label[64];
@@ -43,15 +112,23 @@ typedef struct ust_chart_dot {
   bool reference; /* somebody else's measurement: drawn hollow */
 } ust_chart_dot;
 
-enum { UST_CHART_DOTS = 8, UST_CHART_ROOFS = 2 };
+enum { UST_CHART_DOTS = UST_BENCH_MODES, UST_CHART_PANELS = 2 };
+
+/* One machine's roof and the dots measured under it. */
+typedef struct ust_chart_panel {
+  char title[128];
+  ust_device device;
+  ust_chart_dot dots[UST_CHART_DOTS];
+  int dot_count;
+} ust_chart_panel;
 
 typedef struct ust_chart {
-  char title[128];
-  ust_chart_roof roofs[UST_CHART_ROOFS]; /* the first is this machine */
-  ust_chart_dot dots[UST_CHART_DOTS];
-  int roof_count, dot_count;
+  ust_chart_panel panels[UST_CHART_PANELS]; /* side by side, with the same axes */
+  int panel_count;
 } ust_chart;
 
+/* The gnuplot commands that draw the chart into `output`. */
+void ust_measure_chart_script(const ust_chart *chart, bool png, const char *output, ust_buffer *script);
 /* Draws a log-log chart with gnuplot into `path` (.svg or .png by its extension) and writes its figures to the
  * same name with .csv. */
 understudy_status ust_measure_chart(const ust_chart *chart, const char *path, understudy_error *err);

@@ -21,7 +21,7 @@ if command -v gnuplot >/dev/null; then
 else
   printf '%s\n' 2 'kind,label,flop_per_byte,flop_per_s' 'ridge,"this machine",…' 'ridge,"RTX 4090",163.889,1.652e+14' \
     'measured,"plain, 14.4 tokens/s",1,2.2e+10' 'measured,"staged, 45.0 tokens/s",12.5,1.4e+11' \
-    'reference,"paper: plain",1,2e+11' 'reference,"paper: staged",30,8e+11'
+    'reference,"the paper: plain",1,2e+11' 'reference,"paper: staged",30,8e+11'
 fi
 
 echo "== without gnuplot"

@@ -1,0 +1,125 @@
+/* Runs gnuplot on a chart's script and writes the chart's figures beside it as CSV.
+ *
+ * gnuplot reads its script from standard input and writes a temporary file that replaces `path` when it is whole. */
+#include <errno.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "measure/measure.h"
+
+extern char **environ;
+
+static bool write_all(int fd, const char *data, size_t size) {
+  while (size) {
+    ssize_t wrote = write(fd, data, size);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote <= 0) return false;
+    data += wrote;
+    size -= (size_t)wrote;
+  }
+  return true;
+}
+
+static understudy_status run_gnuplot(const ust_buffer *script, const char *path, understudy_error *err) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0)
+    return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot make a pipe: %s", path, strerror(errno));
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[0], STDIN_FILENO);
+  posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+  char *arguments[] = {(char[]){"gnuplot"}, (char[]){"-"}, NULL};
+  pid_t child;
+  int failure = posix_spawnp(&child, "gnuplot", &actions, NULL, arguments, environ);
+  posix_spawn_file_actions_destroy(&actions);
+  close(ends[0]);
+  if (failure) {
+    close(ends[1]);
+    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
+                     "%s: cannot draw the chart: gnuplot cannot be started (%s); install gnuplot, or give --json alone",
+                     path, strerror(failure));
+  }
+  bool written = write_all(ends[1], script->data, script->size);
+  close(ends[1]);
+  int result = 0;
+  while (waitpid(child, &result, 0) < 0 && errno == EINTR) {
+  }
+  if (!written || !WIFEXITED(result) || WEXITSTATUS(result) != 0)
+    return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: gnuplot failed to draw the chart", path);
+  return UNDERSTUDY_OK;
+}
+
+/* Draws into a file beside `path`, then puts it in its place. */
+static understudy_status draw(const ust_chart *chart, const char *path, bool png, understudy_error *err) {
+  size_t length = strlen(path) + 32;
+  char *temporary = malloc(length);
+  if (!temporary) return ust_error_memory(err, length, "a path");
+  snprintf(temporary, length, "%s.%d.tmp", path, (int)getpid());
+  FILE *probe = fopen(temporary, "wbe"); /* gnuplot's own message would not say why */
+  if (!probe) {
+    free(temporary);
+    return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
+  }
+  fclose(probe);
+  ust_buffer script = {0};
+  ust_measure_chart_script(chart, png, temporary, &script);
+  understudy_status status = run_gnuplot(&script, path, err);
+  struct stat info;
+  if (status == UNDERSTUDY_OK && (stat(temporary, &info) != 0 || info.st_size == 0))
+    status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: gnuplot drew nothing", path);
+  if (status == UNDERSTUDY_OK && rename(temporary, path) != 0)
+    status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
+  if (status != UNDERSTUDY_OK) unlink(temporary);
+  ust_buffer_free(&script);
+  free(temporary);
+  return status;
+}
+
+static void write_line(ust_writer *writer, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void write_line(ust_writer *writer, const char *format, ...) {
+  char line[256];
+  va_list args;
+  va_start(args, format);
+  int length = vsnprintf(line, sizeof line, format, args);
+  va_end(args);
+  ust_writer_write(writer, line, UST_MIN((size_t)length, sizeof line - 1));
+}
+
+static understudy_status write_csv(const ust_chart *chart, const char *path, understudy_error *err) {
+  size_t stem = strlen(path) - 4;
+  char *name = malloc(stem + 5);
+  if (!name) return ust_error_memory(err, stem + 5, "a path");
+  memcpy(name, path, stem);
+  memcpy(name + stem, ".csv", 5);
+  ust_writer writer;
+  understudy_status status = ust_writer_open(&writer, name, err);
+  free(name);
+  if (status != UNDERSTUDY_OK) return status;
+  write_line(&writer, "kind,label,flop_per_byte,flop_per_s\n");
+  for (int p = 0; p < chart->panel_count; p++) {
+    const ust_device *device = &chart->panels[p].device;
+    write_line(&writer, "ridge,\"%s\",%g,%g\n", device->label, device->peak_tflop_per_s * 1e3 / device->read_gb_per_s,
+               device->peak_tflop_per_s * 1e12);
+    for (int i = 0; i < chart->panels[p].dot_count; i++) {
+      const ust_chart_dot *dot = &chart->panels[p].dots[i];
+      write_line(&writer, "%s,\"%s\",%g,%g\n", dot->reference ? "reference" : "measured", dot->label,
+                 dot->flop_per_byte, dot->flop_per_s);
+    }
+  }
+  return ust_writer_commit(&writer, err);
+}
+
+understudy_status ust_measure_chart(const ust_chart *chart, const char *path, understudy_error *err) {
+  size_t length = strlen(path);
+  bool svg = length > 4 && strcmp(path + length - 4, ".svg") == 0;
+  bool png = length > 4 && strcmp(path + length - 4, ".png") == 0;
+  if (!svg && !png)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: expected a name that ends in .svg or .png", path);
+  UST_TRY(draw(chart, path, png, err));
+  return write_csv(chart, path, err);
+}
