@@ -195,8 +195,9 @@ void ust_cli_sha256_finish(ust_sha256 *sha, char hex[65]);
 /* Whether the arguments ask for a prediction from a file (ust_cli_predict) and not for a run. */
 bool ust_cli_predicts_only(int argc, char **argv);
 int ust_cli_predict(int argc, char **argv);
-/* False, with the usage error reported, when a run that records to `json` cannot be predicted on `device`. */
-bool ust_cli_check_predict(const char *device, const char *json, int *code);
+/* False, with the usage error reported, when `device` is none, or there is no file that holds the run. A `device` of
+ * NULL asks for nothing. */
+bool ust_cli_check_predict(const char *device, const char *file, int *code);
 /* Prints what the run recorded in `bench` would give on `device`; nothing when `device` is NULL. */
 understudy_status ust_cli_print_prediction(const char *device, const char *bench, understudy_error *err);
 

@@ -11,9 +11,9 @@ static double plain_rate(const ust_bench *run, const ust_device *device) {
 
 static void print_check(const ust_bench *run) {
   ust_device here = {"this machine", run->read_gb_per_s, run->peak_tflop_per_s, 0, 0, false};
-  printf("the machine of the run: %.4g GB/s, %.3g TFLOP/s, no fixed cost of a pass\n", here.read_gb_per_s,
+  printf("tokens/s on the machine of the run (%.4g GB/s, %.3g TFLOP/s, no fixed cost of a pass)\n", here.read_gb_per_s,
          here.peak_tflop_per_s);
-  printf("%-12s %12s %12s %8s   tokens/s\n", "mode", "measured", "predicted", "error");
+  printf("%-12s %12s %12s %8s\n", "mode", "measured", "predicted", "error");
   for (int i = 0; i < run->mode_count; i++) {
     const ust_bench_mode *mode = &run->modes[i];
     double measured = mode->tokens / mode->seconds, predicted = ust_measure_predict(run, mode, &here).tokens_per_s;
@@ -23,9 +23,9 @@ static void print_check(const ust_bench *run) {
 
 static void print_device(const ust_bench *run, const ust_device *device) {
   double plain = plain_rate(run, device);
-  printf("\n%s: %.4g GB/s, %.4g TFLOP/s, %.4g us a pass\n", device->label, device->read_gb_per_s,
-         device->peak_tflop_per_s, device->pass_us);
-  printf("%-12s %12s %12s %12s %8s %8s   ms a token\n", "mode", "tokens/s", "speed-up", "target", "draft", "host");
+  printf("\npredicted on %s (%.4g GB/s, %.4g TFLOP/s, %.4g us a pass), and ms a token by stage\n", device->label,
+         device->read_gb_per_s, device->peak_tflop_per_s, device->pass_us);
+  printf("%-12s %12s %12s %12s %8s %8s\n", "mode", "tokens/s", "speed-up", "target", "draft", "host");
   bool rough = false;
   for (int i = 0; i < run->mode_count; i++) {
     const ust_bench_mode *mode = &run->modes[i];
@@ -55,14 +55,14 @@ understudy_status ust_cli_print_prediction(const char *device_text, const char *
   return UNDERSTUDY_OK;
 }
 
-bool ust_cli_check_predict(const char *device, const char *json, int *code) {
+bool ust_cli_check_predict(const char *device, const char *file, int *code) {
   ust_device parsed;
   understudy_error err = {0};
   if (!device) return true;
   if (ust_measure_device(device, &parsed, &err) != UNDERSTUDY_OK)
     *code = ust_cli_usage("bench", "--predict: %s", err.message);
-  else if (!json)
-    *code = ust_cli_usage("bench", "--predict: found no --json FILE to record to, expected one, or --from FILE");
+  else if (!file)
+    *code = ust_cli_usage("bench", "--predict: found neither --from FILE nor --json FILE to record to");
   else
     return true;
   return false;
@@ -87,6 +87,7 @@ int ust_cli_predict(int argc, char **argv) {
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
   if (!ust_cli_no_more("bench", argc, argv, optind, &code)) return code;
+  if (!ust_cli_check_predict(device, from, &code)) return code;
   understudy_error err = {0};
   return ust_cli_print_prediction(device, from, &err) == UNDERSTUDY_OK ? UST_EXIT_OK : ust_cli_fail(&err);
 }

@@ -2,11 +2,11 @@
  * roofline chart with a bench's dots and, beside it, another device with the dots the paper reports for it. */
 
 #include "cli/cli.h"
-#include "measure/measure.h"
 
 typedef struct roofline_options {
   ust_cli_models models;
-  const char *bench, *device, *json, *output;
+  const char *bench, *device_text, *json, *output;
+  ust_device device;
   bool kernels, quiet;
 } roofline_options;
 
@@ -119,8 +119,10 @@ static understudy_status choose_kernels(const char *isa_name, const ust_kernels 
 static bool print_product(void *user, const ust_product_cost *cost) {
   (void)user;
   if (cost->rows == 1)
-    printf("\n%s %s, %d x %d\n  rows        ms      GB/s   TFLOP/s   of bound\n", cost->format, cost->shape,
-           cost->inputs, cost->outputs);
+    printf("\n%s %s, %d x %d; the machine just before: %.1f GB/s, %.2f TFLOP/s\n"
+           "  rows        ms      GB/s   TFLOP/s   of bound\n",
+           cost->format, cost->shape, cost->inputs, cost->outputs, cost->machine.read_gb_per_s,
+           cost->machine.peak_tflop_per_s);
   printf("  %4d %9.3f %9.1f %9.3f %8.0f %%\n", cost->rows, cost->ms, cost->gb_per_s, cost->tflop_per_s,
          100 * cost->share);
   fflush(stdout);
@@ -132,7 +134,6 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   int threads = o->models.threads ? o->models.threads : ust_thread_count();
   ust_chart chart = {.panel_count = 1};
   ust_bench run = {0};
-  ust_device device;
   ust_machine machine;
   ust_pass_cost costs[UST_PASS_COSTS];
   int count = 0;
@@ -141,15 +142,14 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   UST_TRY(choose_kernels(o->models.isa, &kernels, err));
   if (o->bench) UST_TRY(ust_measure_read_bench(o->bench, &run, err));
   if (o->bench) UST_TRY(add_bench(&chart.panels[0], o->bench, &run, err));
-  if (o->device) UST_TRY(ust_measure_device(o->device, &device, err));
   UST_TRY(measure(o, kernels, threads, &machine, costs, &count, err));
   print_measured(kernels, threads, &machine, costs, count);
-  if (o->kernels) UST_TRY(ust_measure_products(kernels, threads, &machine, print_product, NULL, err));
+  if (o->kernels) UST_TRY(ust_measure_products(kernels, threads, print_product, NULL, err));
   if (o->json) UST_TRY(write_measured(o->json, kernels, threads, &machine, costs, count, err));
   if ((o->json || o->kernels) && !o->output) return UNDERSTUDY_OK;
 
   add_machine(&chart.panels[0], &run, &machine, kernels->name, threads);
-  if (o->device) add_device(&chart, &device);
+  if (o->device_text) add_device(&chart, &o->device);
   const char *output = o->output ? o->output : "roofline.svg";
   UST_TRY(ust_measure_chart(&chart, output, err));
   ust_cli_note("chart in %s, its figures beside it as .csv", output);
@@ -167,9 +167,9 @@ int ust_cli_roofline(int argc, char **argv) {
       {UST_TEXT("model", 'm', &o.models.model, "TARGET", "also time this model's passes by rows and context")},
       {UST_TEXT("bench", 0, &o.bench, "FILE",
                 "draw the dots of a 'bench --json' file,\nunder the roof measured in its run")},
-      {UST_TEXT("device", 0, &o.device, "DEVICE",
+      {UST_TEXT("device", 0, &o.device_text, "DEVICE",
                 "beside it, draw another machine's roof:\n" UST_CLI_DEVICES "\nrtx4090: with the paper's dots")},
-      {UST_FLAG("kernels", 0, &o.kernels, "time the matrix products of a GPT-2 Large pass (10 s)")},
+      {UST_FLAG("kernels", 0, &o.kernels, "time the matrix products of a GPT-2 Large pass (25 s)")},
       {UST_TEXT("output", 'o', &o.output, "FILE",
                 "the chart, .svg or .png [roofline.svg; none with only\n--json or --kernels]; its figures beside it as .csv")},
       UST_OPTIONS_JSON(&o.json),
@@ -188,8 +188,10 @@ int ust_cli_roofline(int argc, char **argv) {
   if (!ust_cli_no_more("roofline", argc, argv, optind, &code)) return code;
   if (o.output && !drawable(o.output))
     return ust_cli_usage("roofline", "--output: found '%.120s', expected a name that ends in .svg or .png", o.output);
+  understudy_error err = {0};
+  if (o.device_text && ust_measure_device(o.device_text, &o.device, &err) != UNDERSTUDY_OK)
+    return ust_cli_usage("roofline", "--device: %s", err.message);
   ust_cli_set_quiet(o.quiet);
   ust_cli_catch_signals();
-  understudy_error err = {0};
   return roofline(&o, &err) == UNDERSTUDY_OK ? UST_EXIT_OK : ust_cli_fail(&err);
 }

@@ -113,13 +113,14 @@ static understudy_status read_mode(const char *path, const json_t *object, ust_b
     UST_TRY(read_number(&at, object, numbers[i].field, numbers[i].to, err));
   UST_TRY(read_passes(&at, object, mode, err));
   const json_t *stages, *time;
-  double looking, planning;
+  double looking, choosing, planning;
   UST_TRY(read_object(&at, object, "stage_passes", &stages, err));
   UST_TRY(read_object(&at, object, "time", &time, err));
   UST_TRY(read_number(&at, stages, "draft", &mode->draft_passes, err));
   UST_TRY(read_number(&at, time, "ngram_s", &looking, err));
+  UST_TRY(read_number(&at, time, "choice_s", &choosing, err));
   UST_TRY(read_number(&at, time, "planning_s", &planning, err));
-  mode->host_s = looking + planning;
+  mode->host_s = looking + choosing + planning;
   return UNDERSTUDY_OK;
 }
 

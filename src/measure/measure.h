@@ -58,7 +58,7 @@ typedef struct ust_bench_mode {
   char name[32];
   double tokens, seconds, tokens_per_s, target_passes, bytes_per_token, flop_per_s, flop_per_byte;
   double draft_passes;
-  double host_s; /* looking candidates up and planning: neither stage's passes */
+  double host_s; /* looking candidates up, choosing tokens, planning: outside the passes */
   struct {
     double rows, passes;
   } passes[UST_BENCH_ROWS]; /* target passes by rows */
@@ -95,13 +95,15 @@ typedef struct ust_product_cost {
   const char *shape, *format; /* "qkv", "bf16" */
   int inputs, outputs, rows;
   double ms, gb_per_s, tflop_per_s;
-  double share; /* of the bound max(bytes / bandwidth, FLOP / peak) */
+  ust_machine machine; /* measured just before */
+  double share;        /* of its bound max(bytes / bandwidth, FLOP / peak) */
 } ust_product_cost;
 
-/* Times the matrix products of a GPT-2 Large pass, weights streamed from memory, by format and rows, and hands each
- * result to `visit`; it returns true to stop. About ten seconds. */
-understudy_status ust_measure_products(const ust_kernels *kernels, int threads, const ust_machine *machine,
-                                       bool (*visit)(void *user, const ust_product_cost *cost), void *user,
+/* Sees one result, those of a matrix in order of rows from 1 on; true stops. */
+typedef bool (*ust_product_visit)(void *user, const ust_product_cost *cost);
+
+/* Times the matrix products of a GPT-2 Large pass, weights streamed from memory, by format and rows. About 25 s. */
+understudy_status ust_measure_products(const ust_kernels *kernels, int threads, ust_product_visit visit, void *user,
                                        understudy_error *err);
 
 /* ---- chart.c, gnuplot.c ---- */

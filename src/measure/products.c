@@ -111,31 +111,36 @@ static ust_product_cost time_product(const work *w, const ust_machine *machine, 
   double bytes = (double)matrix->bytes;
   double bound_ns = fmax(bytes / machine->read_gb_per_s, flop / (machine->peak_tflop_per_s * 1e3));
   return (ust_product_cost){.inputs = matrix->cols, .outputs = matrix->rows, .rows = rows, .ms = ns / 1e6,
-                            .gb_per_s = bytes / ns, .tflop_per_s = flop / ns / 1e3, .share = bound_ns / ns};
+                            .gb_per_s = bytes / ns, .tflop_per_s = flop / ns / 1e3, .machine = *machine,
+                            .share = bound_ns / ns};
 }
 
-understudy_status ust_measure_products(const ust_kernels *kernels, int threads, const ust_machine *machine,
-                                       bool (*visit)(void *user, const ust_product_cost *cost), void *user,
+/* One matrix at every number of rows, and the bound measured just before: a shared machine is another one a few
+ * seconds later. */
+static understudy_status time_matrix(const work *w, int shape, int format, ust_product_visit visit, void *user,
+                                     understudy_error *err) {
+  ust_matrix matrix = {.format = formats[format].format, .rows = shapes[shape].outputs, .cols = shapes[shape].inputs};
+  matrix.bytes = UST_ROUND_UP(w->kernels->matrix_bytes(matrix.format, matrix.rows, matrix.cols), 64);
+  matrix.data = w->weights;
+  int copies = fill_weights(w, &matrix);
+  ust_machine machine;
+  UST_TRY(ust_measure_machine(w->kernels, w->threads, &machine, err));
+  for (int r = 0; r < ROW_COUNTS; r++) {
+    ust_product_cost cost = time_product(w, &machine, &matrix, copies, row_counts[r]);
+    cost.shape = shapes[shape].name;
+    cost.format = formats[format].name;
+    if (visit(user, &cost)) return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
+  }
+  return UNDERSTUDY_OK;
+}
+
+understudy_status ust_measure_products(const ust_kernels *kernels, int threads, ust_product_visit visit, void *user,
                                        understudy_error *err) {
   work w = {.kernels = kernels, .threads = threads};
-  bool stop = false;
-  if (!make_work(&w)) {
-    free_work(&w);
-    return ust_error_memory(err, WALK_BYTES, "the kernel benchmark");
-  }
+  understudy_status status =
+      make_work(&w) ? UNDERSTUDY_OK : ust_error_memory(err, WALK_BYTES, "the kernel benchmark");
   for (int f = 0; f < FORMATS; f++)
-    for (int s = 0; s < SHAPES && !stop; s++) {
-      ust_matrix matrix = {.format = formats[f].format, .rows = shapes[s].outputs, .cols = shapes[s].inputs};
-      matrix.bytes = UST_ROUND_UP(kernels->matrix_bytes(matrix.format, matrix.rows, matrix.cols), 64);
-      matrix.data = w.weights;
-      int copies = fill_weights(&w, &matrix);
-      for (int r = 0; r < ROW_COUNTS && !stop; r++) {
-        ust_product_cost cost = time_product(&w, machine, &matrix, copies, row_counts[r]);
-        cost.shape = shapes[s].name;
-        cost.format = formats[f].name;
-        stop = visit(user, &cost);
-      }
-    }
+    for (int s = 0; s < SHAPES && status == UNDERSTUDY_OK; s++) status = time_matrix(&w, s, f, visit, user, err);
   free_work(&w);
-  return stop ? ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped") : UNDERSTUDY_OK;
+  return status;
 }

@@ -27,6 +27,14 @@ fi
 echo "== without gnuplot"
 mkdir path
 PATH=$PWD/path "$UNDERSTUDY" roofline -o bare.svg 2>&1 >/dev/null
+echo "== devices"
+if command -v gnuplot >/dev/null; then
+  "$UNDERSTUDY" roofline --quiet --device 100GB/s,2TFLOP/s -o given.svg >/dev/null || echo "exit $?"
+  grep ridge given.csv | sed -E '/this machine/s/,[0-9].*/,…/'
+else
+  printf '%s\n' 'ridge,"this machine",…' 'ridge,"a device of 100 GB/s",20,2e+12'
+fi
+"$UNDERSTUDY" roofline --device gtx --json x.json 2>&1
 echo "== errors"
 echo '{"modes": []}' >none.json
 echo '{"modes": [{"mode": "plain"}]}' >short.json
