@@ -4,8 +4,7 @@
 
 static double plain_rate(const ust_bench *run, const ust_device *device) {
   for (int i = 0; i < run->mode_count; i++)
-    if (strcmp(run->modes[i].name, "plain") == 0)
-      return ust_measure_predict(run, &run->modes[i], device).tokens_per_s;
+    if (strcmp(run->modes[i].name, "plain") == 0) return ust_measure_predict(run, &run->modes[i], device).tokens_per_s;
   return 0;
 }
 

@@ -46,8 +46,12 @@ static understudy_status add_bench(ust_chart_panel *panel, const char *path, con
 static void add_machine(ust_chart_panel *panel, const ust_bench *run, const ust_machine *machine, const char *isa,
                         int threads) {
   bool recorded = run->read_gb_per_s > 0 && run->peak_tflop_per_s > 0;
-  panel->device = (ust_device){"this machine", recorded ? run->read_gb_per_s : machine->read_gb_per_s,
-                               recorded ? run->peak_tflop_per_s : machine->peak_tflop_per_s, 0, 0, false};
+  panel->device = (ust_device){"this machine",
+                               recorded ? run->read_gb_per_s : machine->read_gb_per_s,
+                               recorded ? run->peak_tflop_per_s : machine->peak_tflop_per_s,
+                               0,
+                               0,
+                               false};
   if (run->isa[0]) isa = run->isa;
   if (run->threads) threads = run->threads;
   char model[64] = "";
@@ -171,7 +175,8 @@ int ust_cli_roofline(int argc, char **argv) {
                 "beside it, draw another machine's roof:\n" UST_CLI_DEVICES "\nrtx4090: with the paper's dots")},
       {UST_FLAG("kernels", 0, &o.kernels, "time the matrix products of a GPT-2 Large pass (25 s)")},
       {UST_TEXT("output", 'o', &o.output, "FILE",
-                "the chart, .svg or .png [roofline.svg; none with only\n--json or --kernels]; its figures beside it as .csv")},
+                "the chart, .svg or .png [roofline.svg; none with only\n--json or --kernels]; its figures beside it as "
+                ".csv")},
       UST_OPTIONS_JSON(&o.json),
       UST_OPTIONS_MACHINE(&o.models),
       UST_OPTIONS_QUIET(&o.quiet),

@@ -83,8 +83,9 @@ static understudy_status read_passes(const place *at, const json_t *object, ust_
   }
   mode->pass_counts = (int)json_array_size(list);
   if (mode->pass_counts && fabs(passes - mode->target_passes) > 0.5)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: %srows: found %.0f passes in all, expected %.0f (target_passes)",
-                     at->path, at->object, passes, mode->target_passes);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                     "%s: %srows: found %.0f passes in all, expected %.0f (target_passes)", at->path, at->object,
+                     passes, mode->target_passes);
   return UNDERSTUDY_OK;
 }
 
@@ -128,8 +129,8 @@ static understudy_status read_run(const char *path, const json_t *root, ust_benc
   const json_t *modes = json_object_get(root, "modes"), *machine, *target;
   place top = {path, ""}, in_machine = {path, "machine: "}, in_target = {path, "target: "};
   if (!json_is_array(modes) || json_array_size(modes) == 0)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found no modes, expected a file written by 'understudy bench --json'",
-                     path);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                     "%s: found no modes, expected a file written by 'understudy bench --json'", path);
   if (json_array_size(modes) > UST_BENCH_MODES)
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found %zu modes, expected at most %d", path,
                      json_array_size(modes), UST_BENCH_MODES);

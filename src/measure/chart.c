@@ -1,14 +1,23 @@
 /* The roofline chart as gnuplot commands: one or two log-log panels, each a machine's roof with the dots measured under
  * it, over the same axes.
  *
- * Labels are placed here: each takes the cheapest of many places around its dot, where covering a dot, a roof or another
- * label costs most and distance a little, in a few rounds so that early ones give way to later ones. */
+ * Labels are placed here: each takes the cheapest of many places around its dot, where covering a dot, a roof or
+ * another label costs most and distance a little, in a few rounds so that early ones give way to later ones. */
 #include <math.h>
 
 #include "measure/measure.h"
 
 /* Pixels; char_w is roughly what a character takes in either terminal's font. */
-enum { PICTURE_H = 560, TOP = 56, BOTTOM = 486, LEFT = 104, PANEL_GAP = 100, RIGHT_MARGIN = 20, ONE_W = 780, TWO_W = 520 };
+enum {
+  PICTURE_H = 560,
+  TOP = 56,
+  BOTTOM = 486,
+  LEFT = 104,
+  PANEL_GAP = 100,
+  RIGHT_MARGIN = 20,
+  ONE_W = 780,
+  TWO_W = 520
+};
 static const double char_w = 7.0, char_h = 17;
 
 typedef struct box {
@@ -64,8 +73,7 @@ static frame fit_axes(const ust_chart *chart) {
     f.x_max = fmax(f.x_max, ridge(&panel->device) * 12);
     f.y_max = fmax(f.y_max, panel->device.peak_tflop_per_s * 1e12 * 4);
   }
-  for (int p = 0; p < chart->panel_count; p++)
-    f.y_min = fmin(f.y_min, roof_at(&chart->panels[p].device, f.x_min) / 2);
+  for (int p = 0; p < chart->panel_count; p++) f.y_min = fmin(f.y_min, roof_at(&chart->panels[p].device, f.x_min) / 2);
   return f;
 }
 
@@ -126,7 +134,8 @@ static double place_cost(const layout *l, int index, const box *b, int placed) {
   box inside = {l->frame->left + 3, l->frame->right - 3, TOP + 3, BOTTOM - 3}, roomy = grown(*b, 2);
   double cost = 20 * ((b->right - b->left) * (b->bottom - b->top) - shared(b, &inside));
   cost += 20.0 * roof_under(l, b);
-  for (int i = 0; i < l->fixed_count; i++) cost += 10 * shared(&roomy, &l->fixed[i]) + 80 * crossing(b, x, y, &l->fixed[i]);
+  for (int i = 0; i < l->fixed_count; i++)
+    cost += 10 * shared(&roomy, &l->fixed[i]) + 80 * crossing(b, x, y, &l->fixed[i]);
   for (int i = 0; i < l->panel->dot_count; i++) {
     box dot = dot_box(l, i);
     cost += 10 * shared(b, &dot);
@@ -149,7 +158,8 @@ static box place_label(const layout *l, int index, int placed) {
     for (int a = 0; a < ANGLES; a++) {
       /* right first, then turning both ways */
       double angle = (a % 2 ? 1 : -1) * ((a + 1) / 2) * 2 * pi / ANGLES;
-      double middle_x = x + cos(angle) * (distances[d] + w / 2), middle_y = y + sin(angle) * (distances[d] + char_h / 2);
+      double middle_x = x + cos(angle) * (distances[d] + w / 2),
+             middle_y = y + sin(angle) * (distances[d] + char_h / 2);
       box b = {middle_x - w / 2, middle_x + w / 2, middle_y - char_h / 2, middle_y + char_h / 2};
       double cost = place_cost(l, index, &b, placed) + distances[d] * 1.5 + a * 0.4;
       if (cost >= best_cost) continue;
@@ -290,7 +300,7 @@ static void add_dot_labels(ust_buffer *script, layout *l) {
   }
 }
 
-static void add_data(ust_buffer *script, const ust_chart_panel *panel, const frame *f) {
+static void add_data(ust_buffer *script, const ust_chart_panel *panel, const frame *f, bool png) {
   const ust_device *device = &panel->device;
   add(script, "$roof << EOD\n%g %g\n%g %g\n%g %g\nEOD\n", f->x_min, roof_at(device, f->x_min), ridge(device),
       roof_at(device, ridge(device)), f->x_max, roof_at(device, f->x_max));
@@ -304,10 +314,10 @@ static void add_data(ust_buffer *script, const ust_chart_panel *panel, const fra
         panel->dots[i].reference ? 6 : 7, dot_colour(panel, i));
   add(script, "EOD\nplot $roof with lines lw 2.5 lc rgb '#1f5fa8', ");
   if (lower > 0) add(script, "$lower with lines lw 1.2 dt 2 lc rgb '#1f5fa8', ");
-  add(script, "$dots with points ps 1.2 lw 2 pt variable lc rgb variable\n");
+  add(script, "$dots with points ps %g lw 2 pt variable lc rgb variable\n", png ? 1.2 : 0.8); /* alike on the screen */
 }
 
-static void add_panel(ust_buffer *script, const ust_chart_panel *panel, const frame *f) {
+static void add_panel(ust_buffer *script, const ust_chart_panel *panel, const frame *f, bool png) {
   layout l = {.panel = panel, .frame = f};
   add(script, "unset label\nunset arrow\nset lmargin at screen %.5f\nset rmargin at screen %.5f\n", f->left / f->width,
       f->right / f->width);
@@ -317,7 +327,7 @@ static void add_panel(ust_buffer *script, const ust_chart_panel *panel, const fr
   add_flat_label(script, &l, device->peak_tflop_per_s, "", -12);
   if (device->f32_tflop_per_s > 0) add_flat_label(script, &l, device->f32_tflop_per_s, " in f32", 12);
   add_dot_labels(script, &l);
-  add_data(script, panel, f);
+  add_data(script, panel, f, png);
 }
 
 void ust_measure_chart_script(const ust_chart *chart, bool png, const char *output, ust_buffer *script) {
@@ -328,7 +338,7 @@ void ust_measure_chart_script(const ust_chart *chart, bool png, const char *outp
   for (int p = 0; p < chart->panel_count; p++) {
     f.left = LEFT + p * (width + PANEL_GAP);
     f.right = f.left + width;
-    add_panel(script, &chart->panels[p], &f);
+    add_panel(script, &chart->panels[p], &f, png);
   }
   if (chart->panel_count > 1) add(script, "unset multiplot\n");
   add(script, "unset output\n");

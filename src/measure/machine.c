@@ -12,7 +12,7 @@ enum {
   LINE = 64,
   BEST_WAYS = 3, /* ways of reading that run again */
   BEST_ROUNDS = 4,
-  PEAK_OUTPUTS = 256,  /* 256 x 1024 bf16 = 512 KiB: stays in L2 */
+  PEAK_OUTPUTS = 256, /* 256 x 1024 bf16 = 512 KiB: stays in L2 */
   PEAK_INPUTS = 1024,
   PEAK_ROWS = 64,
   PEAK_RUNS = 8,

@@ -24,7 +24,7 @@ enum {
   ROW_COUNTS = sizeof row_counts / sizeof row_counts[0],
   MOST_ROWS = 64,
   MOST_INPUTS = 5120,
-  MOST_OUTPUTS = 50272, /* in whole panels */
+  MOST_OUTPUTS = 50272,   /* in whole panels */
   WALK_BYTES = 512 << 20, /* far beyond any last-level cache share */
   LEAST_WALKS = 2,
   WALKS_NS = 150000000 /* begin no further walk after this */
@@ -110,8 +110,13 @@ static ust_product_cost time_product(const work *w, const ust_machine *machine, 
   double ns = (double)UST_MAX(best, 1u) / copies, flop = 2.0 * rows * matrix->cols * matrix->rows;
   double bytes = (double)matrix->bytes;
   double bound_ns = fmax(bytes / machine->read_gb_per_s, flop / (machine->peak_tflop_per_s * 1e3));
-  return (ust_product_cost){.inputs = matrix->cols, .outputs = matrix->rows, .rows = rows, .ms = ns / 1e6,
-                            .gb_per_s = bytes / ns, .tflop_per_s = flop / ns / 1e3, .machine = *machine,
+  return (ust_product_cost){.inputs = matrix->cols,
+                            .outputs = matrix->rows,
+                            .rows = rows,
+                            .ms = ns / 1e6,
+                            .gb_per_s = bytes / ns,
+                            .tflop_per_s = flop / ns / 1e3,
+                            .machine = *machine,
                             .share = bound_ns / ns};
 }
 
@@ -137,8 +142,7 @@ static understudy_status time_matrix(const work *w, int shape, int format, ust_p
 understudy_status ust_measure_products(const ust_kernels *kernels, int threads, ust_product_visit visit, void *user,
                                        understudy_error *err) {
   work w = {.kernels = kernels, .threads = threads};
-  understudy_status status =
-      make_work(&w) ? UNDERSTUDY_OK : ust_error_memory(err, WALK_BYTES, "the kernel benchmark");
+  understudy_status status = make_work(&w) ? UNDERSTUDY_OK : ust_error_memory(err, WALK_BYTES, "the kernel benchmark");
   for (int f = 0; f < FORMATS; f++)
     for (int s = 0; s < SHAPES && status == UNDERSTUDY_OK; s++) status = time_matrix(&w, s, f, visit, user, err);
   free_work(&w);

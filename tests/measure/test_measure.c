@@ -34,8 +34,10 @@ static void test_given_devices(void **state) {
     const char *text;
     double read, peak, pass;
   } cases[] = {
-      {"1008GB/s,165TFLOP/s", 1008, 165, 0},        {"1008GB/s,165TFLOP/s,130us", 1008, 165, 130},
-      {"5.1ms,165TFLOP/s,1.5TB/s", 1500, 165, 5100}, {"17GB/s,300GFLOP/s,0us", 17, 0.3, 0},
+      {"1008GB/s,165TFLOP/s", 1008, 165, 0},
+      {"1008GB/s,165TFLOP/s,130us", 1008, 165, 130},
+      {"5.1ms,165TFLOP/s,1.5TB/s", 1500, 165, 5100},
+      {"17GB/s,300GFLOP/s,0us", 17, 0.3, 0},
       {"1e3GB/s,2e0TFLOP/s", 1000, 2, 0},
   };
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -49,26 +51,27 @@ static void test_given_devices(void **state) {
 
 static void test_refused_devices(void **state) {
   (void)state;
-  static const char *const texts[] = {"",
-                                      "rtx",
-                                      "RTX4090",
-                                      "rtx4090 ",
-                                      "1008GB/s",
-                                      "165TFLOP/s",
-                                      "1008GB/s,165TFLOP/s,",
-                                      "1008GB/s,,165TFLOP/s",
-                                      "1008GB/s 165TFLOP/s",
-                                      "1008,165",
-                                      "1008GB,165TFLOP",
-                                      "1008GB/s,165TFLOP/s,130",
-                                      "1008GB/s,165TFLOP/s,1us,2us",
-                                      "1008GB/s,1TB/s,165TFLOP/s",
-                                      "0GB/s,165TFLOP/s",
-                                      "1008GB/s,-1TFLOP/s",
-                                      "nanGB/s,1TFLOP/s",
-                                      "1e999GB/s,1TFLOP/s",
-                                      "1008GB/sx,165TFLOP/s",
-                                      "12345678901234567890123456789012345678901234567890123456789012345678901234567890"};
+  static const char *const texts[] = {
+      "",
+      "rtx",
+      "RTX4090",
+      "rtx4090 ",
+      "1008GB/s",
+      "165TFLOP/s",
+      "1008GB/s,165TFLOP/s,",
+      "1008GB/s,,165TFLOP/s",
+      "1008GB/s 165TFLOP/s",
+      "1008,165",
+      "1008GB,165TFLOP",
+      "1008GB/s,165TFLOP/s,130",
+      "1008GB/s,165TFLOP/s,1us,2us",
+      "1008GB/s,1TB/s,165TFLOP/s",
+      "0GB/s,165TFLOP/s",
+      "1008GB/s,-1TFLOP/s",
+      "nanGB/s,1TFLOP/s",
+      "1e999GB/s,1TFLOP/s",
+      "1008GB/sx,165TFLOP/s",
+      "12345678901234567890123456789012345678901234567890123456789012345678901234567890"};
   for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
     ust_device device;
     understudy_error err = {0};
@@ -103,17 +106,18 @@ static understudy_status read_text(const char *text, ust_bench *run, understudy_
 /* 1 GB of weights and 0.1 GB of KV a pass, 2 GFLOP a row. Plain: 100 passes. Staged: 20 passes, ten of 1 row and ten
  * of 9; 200 draft passes, 10 GB and 40 GFLOP together. */
 #define HEAD                                                                                                           \
-  "{\"isa\": \"amx\", \"threads\": 2, \"machine\": {\"read_gb_per_s\": 10, \"peak_tflop_per_s\": 1},"                    \
+  "{\"isa\": \"amx\", \"threads\": 2, \"machine\": {\"read_gb_per_s\": 10, \"peak_tflop_per_s\": 1},"                  \
   " \"target\": {\"architecture\": \"gpt2\", \"parameters\": 1000000000, \"weight_bytes\": 1000000000}, \"modes\": ["
 #define PLAIN                                                                                                          \
-  "{\"mode\": \"plain\", \"tokens\": 100, \"seconds\": 12.5, \"target_passes\": 100, \"bytes_per_token\": 1.1e9,"       \
+  "{\"mode\": \"plain\", \"tokens\": 100, \"seconds\": 12.5, \"target_passes\": 100, \"bytes_per_token\": 1.1e9,"      \
   " \"flop_per_s\": 1.6e10, \"rows\": [{\"rows\": 1, \"passes\": 100}]}"
 #define STAGED_START                                                                                                   \
-  "{\"mode\": \"staged\", \"tokens\": 100, \"seconds\": 4, \"target_passes\": 20, \"bytes_per_token\": 3.2e8,"          \
+  "{\"mode\": \"staged\", \"tokens\": 100, \"seconds\": 4, \"target_passes\": 20, \"bytes_per_token\": 3.2e8,"         \
   " \"flop_per_s\": 6e10"
 #define STAGED                                                                                                         \
   STAGED_START ", \"rows\": [{\"rows\": 1, \"passes\": 10}, {\"rows\": 9, \"passes\": 10}],"                           \
-  " \"stage_passes\": {\"draft\": 200, \"draft_rows\": 800}, \"time\": {\"ngram_s\": 0.02, \"choice_s\": 0.01, \"planning_s\": 0.01}}"
+               " \"stage_passes\": {\"draft\": 200, \"draft_rows\": 800}, \"time\": {\"ngram_s\": 0.02, "              \
+               "\"choice_s\": 0.01, \"planning_s\": 0.01}}"
 
 static void test_bench_file(void **state) {
   (void)state;
@@ -324,11 +328,16 @@ static void test_chart_names(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_known_devices),    cmocka_unit_test(test_given_devices),
-      cmocka_unit_test(test_refused_devices),  cmocka_unit_test(test_bench_file),
-      cmocka_unit_test(test_odd_bench_files),  cmocka_unit_test(test_many_rows),
-      cmocka_unit_test(test_predictions),      cmocka_unit_test(test_rough_prediction),
-      cmocka_unit_test(test_prediction_without_plain), cmocka_unit_test(test_chart_labels),
+      cmocka_unit_test(test_known_devices),
+      cmocka_unit_test(test_given_devices),
+      cmocka_unit_test(test_refused_devices),
+      cmocka_unit_test(test_bench_file),
+      cmocka_unit_test(test_odd_bench_files),
+      cmocka_unit_test(test_many_rows),
+      cmocka_unit_test(test_predictions),
+      cmocka_unit_test(test_rough_prediction),
+      cmocka_unit_test(test_prediction_without_plain),
+      cmocka_unit_test(test_chart_labels),
       cmocka_unit_test(test_chart_names),
   };
   return cmocka_run_group_tests(tests, make_file, remove_file);
