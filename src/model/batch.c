@@ -1,0 +1,195 @@
+/* The forward pass over many texts at once, one row each: how a model writes by the million tokens.
+ *
+ * One pass reads the weights once for all texts; only keys and values, each text's own, grow with their number.
+ * Steps, buffers and threads are those of a tree's pass (forward.c), and so are the bits of a row: what a text says
+ * does not depend on the texts beside it. */
+#include <omp.h>
+
+#include "base/barrier.h"
+#include "model/gpt2.h"
+
+struct ust_batch {
+  const ust_model *model;
+  int texts, context, slots;
+  char *kv; /* [layer][text][head] blocks of kv_bytes(slots) */
+  size_t head_bytes;
+  int32_t *keys; /* [texts] positions each holds, during a pass its new one included */
+  /* of the pass */
+  float *residual, *qkv;
+  char *norm, *heads, *hidden;
+  char *scratch; /* [threads] */
+  size_t scratch_bytes;
+  float *logits; /* [threads, texts, UST_LOGIT_BLOCK] */
+  float *norm_gain, *norm_bias; /* the last ones, divided by the temperature */
+  ust_barrier barrier;
+};
+
+static char *head_kv(const ust_batch *b, int layer, int text, int head) {
+  const ust_config *c = &b->model->config;
+  size_t block = ((size_t)layer * (size_t)b->texts + (size_t)text) * (size_t)c->heads + (size_t)head;
+  return b->kv + block * b->head_bytes;
+}
+
+understudy_status ust_batch_create(const ust_model *model, int texts, int context, float temperature,
+                                   ust_batch **batch, understudy_error *err) {
+  const ust_config *c = &model->config;
+  const ust_kernels *kernels = model->kernels;
+  assert(texts > 0 && context > 0 && context <= c->context && temperature > 0);
+  ust_batch *b = ust_alloc(sizeof *b);
+  if (!b) return ust_error_memory(err, sizeof *b, "a batch of texts");
+  int head_dim = c->width / c->heads;
+  b->model = model;
+  b->texts = texts;
+  b->context = context;
+  b->slots = UST_ROUND_UP(context, UST_KV_BLOCK);
+  b->head_bytes = kernels->kv_bytes(b->slots, head_dim);
+  b->scratch_bytes = UST_ROUND_UP(kernels->attention_scratch(1, b->slots, head_dim), 64);
+  size_t rows = (size_t)texts, size = kernels->activation_size, width = (size_t)model->width_stride;
+  size_t kv_bytes = (size_t)c->layers * rows * (size_t)c->heads * b->head_bytes;
+  b->kv = ust_alloc(kv_bytes);
+  b->keys = ust_alloc(rows * sizeof *b->keys);
+  b->residual = ust_alloc(rows * width * sizeof(float));
+  b->qkv = ust_alloc(rows * (size_t)model->qkv_stride * sizeof(float));
+  b->norm = ust_alloc(rows * width * size);
+  b->heads = ust_alloc(rows * width * size);
+  b->hidden = ust_alloc(rows * (size_t)model->hidden_stride * size);
+  b->scratch = ust_alloc((size_t)model->threads * b->scratch_bytes);
+  b->logits = ust_alloc((size_t)model->threads * rows * UST_LOGIT_BLOCK * sizeof(float));
+  b->norm_gain = ust_alloc(width * sizeof(float));
+  b->norm_bias = ust_alloc(width * sizeof(float));
+  if (!b->kv || !b->keys || !b->residual || !b->qkv || !b->norm || !b->heads || !b->hidden || !b->scratch ||
+      !b->logits || !b->norm_gain || !b->norm_bias) {
+    ust_batch_free(b);
+    return ust_error_memory(err, kv_bytes, "the KV caches of a batch of texts");
+  }
+  for (int i = 0; i < c->width; i++) {
+    b->norm_gain[i] = model->norm_gain[i] / temperature;
+    b->norm_bias[i] = model->norm_bias[i] / temperature;
+  }
+  *batch = b;
+  return UNDERSTUDY_OK;
+}
+
+void ust_batch_free(ust_batch *b) {
+  if (!b) return;
+  void *const parts[] = {b->kv,    b->keys,   b->residual, b->qkv,       b->norm,
+                         b->heads, b->hidden, b->scratch,  b->logits,    b->norm_gain, b->norm_bias};
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) ust_free(parts[i]);
+  ust_free(b);
+}
+
+void ust_batch_restart(ust_batch *b, int text) {
+  b->keys[text] = 0;
+}
+
+typedef struct share {
+  int begin, end;
+} share;
+
+/* This thread's part of n. */
+static share share_of(int n, int thread, int threads) {
+  return (share){(int)((int64_t)n * thread / threads), (int)((int64_t)n * (thread + 1) / threads)};
+}
+
+static void linear(const ust_batch *b, const ust_matrix *w, const void *x, int x_stride, const float *bias,
+                   ust_epilogue epilogue, void *y, int y_stride, int thread, int threads) {
+  share s = share_of(UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL, thread, threads);
+  if (s.begin < s.end)
+    b->model->kernels->matmul(w, s.begin, s.end, x, (size_t)x_stride, b->texts, bias, epilogue, y, (size_t)y_stride);
+}
+
+static void normalise(ust_batch *b, const float *gain, const float *bias, int thread, int threads) {
+  const ust_model *m = b->model;
+  share s = share_of(b->texts, thread, threads);
+  for (int r = s.begin; r < s.end; r++)
+    m->kernels->layer_norm(b->residual + (size_t)r * m->width_stride, gain, bias, m->config.width,
+                           m->config.norm_epsilon, b->norm + (size_t)r * m->width_stride * m->kernels->activation_size);
+}
+
+/* Stores the new keys and values of this thread's texts and attends. */
+static void attend(ust_batch *b, int layer, int thread, int threads) {
+  const ust_model *m = b->model;
+  const ust_kernels *kernels = m->kernels;
+  int width = m->config.width, heads = m->config.heads, head_dim = width / heads;
+  share s = share_of(b->texts * heads, thread, threads);
+  for (int i = s.begin; i < s.end; i++) {
+    int text = i / heads, head = i % heads;
+    const ust_attention_rows row = {.rows = 1, .keys = &b->keys[text], .identity = &b->keys[text]};
+    const float *q = b->qkv + (size_t)text * m->qkv_stride + (size_t)head * head_dim;
+    char *kv = head_kv(b, layer, text, head);
+    kernels->kv_store(kv, b->slots, head_dim, b->keys[text] - 1, q + width, q + 2 * width);
+    size_t out = (size_t)text * m->width_stride + (size_t)head * head_dim;
+    kernels->attention(kv, b->slots, head_dim, &row, q, (size_t)m->qkv_stride,
+                       b->heads + out * kernels->activation_size, (size_t)m->width_stride,
+                       b->scratch + (size_t)thread * b->scratch_bytes);
+  }
+}
+
+static void embed(ust_batch *b, const int32_t *tokens, int thread, int threads) {
+  const ust_model *m = b->model;
+  int width = m->config.width;
+  share s = share_of(b->texts, thread, threads);
+  for (int r = s.begin; r < s.end; r++) {
+    float *x = b->residual + (size_t)r * m->width_stride;
+    const float *position = m->positions + (size_t)b->keys[r] * width;
+    m->kernels->unpack_row(&m->embedding, tokens[r], x);
+    for (int i = 0; i < width; i++) x[i] += position[i];
+    assert(b->keys[r] < b->context);
+    b->keys[r]++;
+  }
+}
+
+static void layer_pass(ust_batch *b, int index, int thread, int threads) {
+  const ust_model *m = b->model;
+  const ust_layer *layer = &m->layers[index];
+  normalise(b, layer->norm1_gain, layer->norm1_bias, thread, threads);
+  ust_barrier_wait(&b->barrier);
+  linear(b, &layer->qkv, b->norm, m->width_stride, layer->qkv_bias, UST_STORE, b->qkv, m->qkv_stride, thread, threads);
+  ust_barrier_wait(&b->barrier);
+  attend(b, index, thread, threads);
+  ust_barrier_wait(&b->barrier);
+  linear(b, &layer->output, b->heads, m->width_stride, layer->output_bias, UST_ADD, b->residual, m->width_stride,
+         thread, threads);
+  ust_barrier_wait(&b->barrier);
+  normalise(b, layer->norm2_gain, layer->norm2_bias, thread, threads);
+  ust_barrier_wait(&b->barrier);
+  linear(b, &layer->up, b->norm, m->width_stride, layer->up_bias, UST_GELU, b->hidden, m->hidden_stride, thread,
+         threads);
+  ust_barrier_wait(&b->barrier);
+  linear(b, &layer->down, b->hidden, m->hidden_stride, layer->down_bias, UST_ADD, b->residual, m->width_stride, thread,
+         threads);
+  ust_barrier_wait(&b->barrier);
+}
+
+/* This thread's part of the vocabulary, a block at a time: a block of all texts stays in the second-level cache from
+ * the product to the visitor, while whole rows of logits would go out to memory and back. */
+static void output_pass(ust_batch *b, ust_logits_fn visit, void *user, int thread, int threads) {
+  const ust_model *m = b->model;
+  const ust_matrix *w = m->output.data ? &m->output : &m->embedding;
+  float *logits = b->logits + (size_t)thread * (size_t)b->texts * UST_LOGIT_BLOCK;
+  share s = share_of((w->rows + UST_LOGIT_BLOCK - 1) / UST_LOGIT_BLOCK, thread, threads);
+  for (int block = s.begin; block < s.end; block++) {
+    int first = block * UST_LOGIT_BLOCK, count = UST_MIN(UST_LOGIT_BLOCK, w->rows - first);
+    /* The product writes to columns first … of its rows, which lie there when rows begin `first` columns earlier. */
+    m->kernels->matmul(w, first / UST_PANEL, (first + count + UST_PANEL - 1) / UST_PANEL, b->norm,
+                       (size_t)m->width_stride, b->texts, NULL, UST_STORE, logits - first, UST_LOGIT_BLOCK);
+    visit(user, thread, block, first, count, logits);
+  }
+}
+
+void ust_batch_forward(ust_batch *b, const int32_t *tokens, ust_logits_fn visit, void *user) {
+  const ust_model *m = b->model;
+#pragma omp parallel num_threads(m->threads)
+  {
+    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#pragma omp single
+    ust_barrier_start(&b->barrier, threads);
+    embed(b, tokens, thread, threads);
+    ust_barrier_wait(&b->barrier);
+    for (int i = 0; i < m->config.layers; i++) layer_pass(b, i, thread, threads);
+    normalise(b, b->norm_gain, b->norm_bias, thread, threads);
+    ust_barrier_wait(&b->barrier);
+    output_pass(b, visit, user, thread, threads);
+    m->kernels->release();
+  }
+}
