@@ -64,7 +64,7 @@ static void visit_block(void *user, int thread, int block, int first, int count,
   const ust_kernels *kernels = w->options->kernels;
   count = UST_MIN(count, w->options->vocabulary - first);
   if (count <= 0) return;
-  for (int i = 0; i < w->texts; i++, logits += UST_LOGIT_BLOCK) {
+  for (int i = 0; i < w->texts; i++, logits += UST_LOGIT_STRIDE) {
     float most = -FLT_MAX, sum = 0;
     kernels->log_sum_exp(logits, count, &most, &sum);
     float log_sum = most + logf(sum);
