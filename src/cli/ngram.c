@@ -1,8 +1,10 @@
 /* understudy ngram: fits a trigram on text a draft model writes, a corpus, or both. The draft's own text tells
  * what the draft is likely to say next, which is what the n-gram is asked.
  *
- * Stopped, it fits what has been written so far: an hour of text is not thrown away, and the same command with that
- * number of --tokens would make the same file. */
+ * Stopped, it fits what has been written so far, unless that would replace a file: an hour of text is not thrown away,
+ * and the same command with that number of --tokens makes the same file. */
+#include <unistd.h>
+
 #include "cli/cli.h"
 #include "ngram/ngram.h"
 #include "train/scribe.h"
@@ -71,13 +73,7 @@ static understudy_status add_generated(const ngram_options *o, const ust_weights
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
                      "%s: found no end-of-text token, expected one to start texts from", o->models.model);
   UST_TRY(choose_kernels(&o->models, &options.kernels, err));
-  understudy_status status = ust_scribe_write(&options, written, err);
-  ust_cli_progress_clear();
-  double seconds = (double)(ust_clock_ns() - r.begin_ns) * 1e-9;
-  if (status == UNDERSTUDY_OK)
-    ust_cli_note("wrote %lld tokens of text in %.1f s, %.0f tokens/s", (long long)*written, seconds,
-                 (double)*written / seconds);
-  return status;
+  return ust_scribe_write(&options, written, err);
 }
 
 /* ---- a corpus ---- */
@@ -123,14 +119,28 @@ static understudy_status add_corpus(const char *path, const ust_tokenizer *token
 
 static understudy_status count_all(const ngram_options *o, const ust_weights *weights, const ust_tokenizer *tokenizer,
                                    ust_ngram_fit *fit, understudy_error *err) {
-  int64_t written = 0;
+  int64_t written = 0, wanted = o->tokens;
+  uint64_t begin_ns = ust_clock_ns();
   if (o->corpus) UST_TRY(add_corpus(o->corpus, tokenizer, fit, err));
-  if (o->tokens > 0) UST_TRY(add_generated(o, weights, tokenizer, fit, &written, err));
-  if (o->tokens > 0 && written == 0) return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
+  uint64_t corpus_ns = ust_clock_ns();
+  if (wanted > 0) UST_TRY(add_generated(o, weights, tokenizer, fit, &written, err));
+  uint64_t end_ns = ust_clock_ns();
+  ust_cli_progress_clear();
+  if (written < wanted && access(o->output, F_OK) == 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "stopped after %lld of %d tokens; %s is left as it was",
+                     (long long)written, o->tokens, o->output);
   UST_TRY(ust_ngram_fit_write(fit, o->output, (size_t)o->max_mb * 1000000, err));
-  if (written == o->tokens) return UNDERSTUDY_OK;
-  return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "stopped after %lld of %d tokens; %s is fitted on those",
-                   (long long)written, o->tokens, o->output);
+  if (written < wanted)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "stopped after %lld of %d tokens; %s is fitted on those",
+                     (long long)written, o->tokens, o->output);
+  if (wanted > 0)
+    ust_cli_note("%s: %lld tokens of text in %.1f s, %.0f a second; fitted in %.1f s", o->output, (long long)written,
+                 (double)(end_ns - corpus_ns) * 1e-9, (double)written / ((double)(end_ns - corpus_ns) * 1e-9),
+                 (double)(ust_clock_ns() - end_ns) * 1e-9);
+  else
+    ust_cli_note("%s: corpus counted in %.1f s, fitted in %.1f s", o->output, (double)(corpus_ns - begin_ns) * 1e-9,
+                 (double)(ust_clock_ns() - end_ns) * 1e-9);
+  return UNDERSTUDY_OK;
 }
 
 static understudy_status fit_ngram(const ngram_options *o, understudy_error *err) {
@@ -173,7 +183,8 @@ int ust_cli_ngram(int argc, char **argv) {
       .usage = "ngram -m DRAFT [--tokens N] [--corpus FILE] -o FILE",
       .about = "Fits a Katz back-off trigram on text the draft writes, a corpus, or both; it drafts for the draft.",
       .notes = "The draft's texts start from its end-of-text token and are up to 256 tokens long. The same command\n"
-               "writes the same file, whatever the number of threads. Stopped (Ctrl-C), it fits what was written so far.",
+               "writes the same file, whatever the number of threads. Stopped by Ctrl-C, it fits what it has so far,\n"
+               "unless FILE exists. Memory: about 25 MB for each million tokens.",
       .example = "understudy ngram -m draft.gguf --tokens 5000000 -o draft.ngram",
   };
   int code;
