@@ -184,7 +184,7 @@ int ust_cli_ngram(int argc, char **argv) {
       .about = "Fits a Katz back-off trigram on text the draft writes, a corpus, or both; it drafts for the draft.",
       .notes = "The draft's texts start from its end-of-text token and are up to 256 tokens long. The same command\n"
                "writes the same file, whatever the number of threads. Stopped by Ctrl-C, it fits what it has so far,\n"
-               "unless FILE exists. Memory: about 25 MB for each million tokens.",
+               "unless FILE exists. Memory: up to 30 MB for each million tokens.",
       .example = "understudy ngram -m draft.gguf --tokens 5000000 -o draft.ngram",
   };
   int code;

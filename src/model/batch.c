@@ -237,15 +237,16 @@ static void layer_pass(ust_batch *b, int index, int thread, int threads) {
 /* This thread's part of the vocabulary, a block at a time: a block of all texts stays in the second-level cache from
  * the product to the visitor, while whole rows of logits would go out to memory and back. */
 static void output_pass(ust_batch *b, ust_logits_fn visit, void *user, int thread, int threads) {
-  const ust_model *m = b->model;
-  const ust_matrix *w = &b->words;
+  const ust_kernels *kernels = b->model->kernels;
   float *logits = b->logits + (size_t)thread * (size_t)b->texts * UST_LOGIT_STRIDE;
-  share s = share_of((w->rows + UST_LOGIT_BLOCK - 1) / UST_LOGIT_BLOCK, thread, threads);
+  share s = share_of((b->words.rows + UST_LOGIT_BLOCK - 1) / UST_LOGIT_BLOCK, thread, threads);
   for (int block = s.begin; block < s.end; block++) {
-    int first = block * UST_LOGIT_BLOCK, count = UST_MIN(UST_LOGIT_BLOCK, w->rows - first);
-    /* The product writes to columns first … of its rows, which lie there when rows begin `first` columns earlier. */
-    m->kernels->matmul(w, first / UST_PANEL, (first + count + UST_PANEL - 1) / UST_PANEL, b->norm,
-                       (size_t)b->width_stride, b->texts, NULL, UST_STORE, logits - first, UST_LOGIT_STRIDE);
+    int first = block * UST_LOGIT_BLOCK, count = UST_MIN(UST_LOGIT_BLOCK, b->words.rows - first);
+    ust_matrix part = b->words; /* panels follow one another at every level */
+    part.rows = count;
+    part.data = (char *)part.data + kernels->matrix_bytes(part.format, first, part.cols);
+    kernels->matmul(&part, 0, UST_ROUND_UP(count, UST_PANEL) / UST_PANEL, b->norm, (size_t)b->width_stride, b->texts,
+                    NULL, UST_STORE, logits, UST_LOGIT_STRIDE);
     visit(user, thread, block, first, count, logits);
   }
 }

@@ -14,7 +14,8 @@
 #include "train/internal.h"
 #include "train/scribe.h"
 
-enum { TEXTS = 128 }; /* at a time */
+enum { TEXTS = 128, LEAST_TEXTS = 16 }; /* at a time */
+#define MOST_KV_BYTES (1ull << 31) /* of all texts: a large model writes fewer at a time */
 
 /* The best block of the vocabulary a thread has seen, and the token drawn from it. */
 typedef struct drawn {
@@ -128,9 +129,11 @@ static understudy_status prepare(writing *w, understudy_error *err) {
   if (c->vocabulary < o->vocabulary)
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the tokenizer has %d tokens, expected at most the model's %d",
                      ust_weights_path(o->weights), o->vocabulary, c->vocabulary);
-  w->texts = (int)UST_MIN((int64_t)TEXTS, o->tokens);
-  w->longest = UST_MIN(c->context + 1, UST_TRAIN_WINDOW);
   UST_TRY(ust_model_open(o->weights, o->kernels, o->threads, NULL, NULL, &w->model, err));
+  w->longest = UST_MIN(c->context + 1, UST_TRAIN_WINDOW);
+  uint64_t affordable = MOST_KV_BYTES / (ust_model_kv_bytes(w->model) * (uint64_t)w->longest);
+  w->texts = (int)UST_MIN(UST_MAX(affordable, (uint64_t)LEAST_TEXTS), (uint64_t)TEXTS);
+  w->texts = (int)UST_MIN((int64_t)w->texts, o->tokens);
   UST_TRY(ust_batch_create(w->model, w->texts, w->longest - 1, o->temperature, &w->batch, err));
   size_t texts = (size_t)w->texts, text_bytes = texts * (size_t)w->longest * sizeof *w->text;
   w->best = ust_alloc((size_t)o->threads * texts * sizeof *w->best);
