@@ -1,18 +1,20 @@
 /* understudy ngram: fits a trigram on text a draft model writes, a corpus, or both. The draft's own text tells
  * what the draft is likely to say next, which is what the n-gram is asked.
  *
- * Text number i is the draft's text of seed `seed` + i. Texts are written a round at a time, each by one thread,
- * and counted in their order: the file does not depend on how many threads there are or which was first. */
-#include <omp.h>
+ * Stopped, it fits what has been written so far, unless that would replace a file: an hour of text is not thrown away,
+ * and the same command with that number of --tokens makes the same file. */
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "ngram/ngram.h"
+#include "train/scribe.h"
 
-enum { PIECE_BYTES = 1 << 20, CORPUS_LIMIT = 1 << 30, SEQUENCE_TOKENS = 512, ROUND = 128 };
+enum { PIECE_BYTES = 1 << 20, CORPUS_LIMIT = 1 << 30 };
 
 typedef struct ngram_options {
   ust_cli_models models;
-  understudy_sampling sampling;
+  float temperature;
+  uint64_t seed;
   const char *corpus, *output;
   int tokens, max_mb;
   bool quiet;
@@ -20,130 +22,58 @@ typedef struct ngram_options {
 
 /* ---- text the draft writes ---- */
 
-typedef struct sequence {
-  int32_t tokens[SEQUENCE_TOKENS]; /* the end-of-text token, then what follows it */
-  size_t count;
-} sequence;
-
-typedef struct scribe {
-  const ngram_options *options;
-  const understudy_engine *engine;
-  understudy_engine_info info;
-  int threads, longest;         /* longest: tokens of a sequence at most, its first one included */
-  understudy_session **sessions; /* [threads] */
-  sequence *round;              /* [ROUND] */
+typedef struct reading {
+  ust_ngram_fit *fit;
+  int64_t tokens;
   uint64_t begin_ns;
-  int64_t written; /* tokens, by all threads */
-} scribe;
+} reading;
 
-typedef struct writing {
-  scribe *scribe;
-  sequence *sequence;
-} writing;
+static understudy_status take_text(void *user, const int32_t *tokens, size_t count, understudy_error *err) {
+  const reading *r = user;
+  return ust_ngram_fit_add(r->fit, tokens, count, err);
+}
 
-static bool show_progress(const scribe *s, int64_t written) {
-  double seconds = (double)(ust_clock_ns() - s->begin_ns) * 1e-9, rate = (double)written / seconds;
-  int left = rate > 0 ? (int)UST_MIN((double)(s->options->tokens - written) / rate, 3e8) : 0;
+static bool show_progress(void *user, int64_t written) {
+  const reading *r = user;
+  double seconds = (double)(ust_clock_ns() - r->begin_ns) * 1e-9, rate = (double)written / seconds;
+  int left = (int)UST_MIN((double)(r->tokens - written) / rate, 3e8);
   char text[96];
   snprintf(text, sizeof text, "writing text  %.0f tokens/s  %d:%02d:%02d left", rate, left / 3600, left / 60 % 60,
            left % 60);
-  return ust_cli_progress(NULL, text, (uint64_t)written, (uint64_t)s->options->tokens);
+  return ust_cli_progress(NULL, text, (uint64_t)written, (uint64_t)r->tokens);
 }
 
-static bool keep(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
-  (void)bytes, (void)length, (void)origin;
-  const writing *w = user;
-  w->sequence->tokens[w->sequence->count++] = token;
-  int64_t written;
-#pragma omp atomic capture
-  written = ++w->scribe->written;
-  if (omp_get_thread_num() == 0) show_progress(w->scribe, UST_MIN(written, (int64_t)w->scribe->options->tokens));
-  return ust_cli_stopped();
-}
-
-static understudy_status write_sequence(scribe *s, understudy_session *session, uint64_t index, sequence *out,
+static understudy_status choose_kernels(const ust_cli_models *models, const ust_kernels **kernels,
                                         understudy_error *err) {
-  understudy_sampling sampling = s->options->sampling;
-  sampling.seed += index;
-  writing w = {s, out};
-  out->tokens[0] = s->info.end_token;
-  out->count = 1;
-  UST_TRY(understudy_session_reset(session, &sampling, err));
-  UST_TRY(understudy_session_prompt(session, out->tokens, 1, NULL, NULL, err));
-  UST_TRY(understudy_session_generate(session, s->longest - 1, keep, &w, NULL, err));
-  return ust_cli_stopped() ? ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped") : UNDERSTUDY_OK;
+  ust_isa isa = ust_kernels_best();
+  const char *reason = NULL;
+  if (models->isa) ust_isa_parse(models->isa, &isa);
+  *kernels = ust_kernels_get(isa, &reason);
+  if (*kernels) return UNDERSTUDY_OK;
+  return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "--isa %s: %s", ust_isa_name(isa), reason);
 }
 
-/* Sequences [first, first+count) into s->round. */
-static understudy_status write_round(scribe *s, uint64_t first, int count, understudy_error *err) {
-  understudy_status status = UNDERSTUDY_OK;
-#pragma omp parallel for schedule(dynamic) num_threads(s->threads)
-  for (int i = 0; i < count; i++) {
-    understudy_error inner;
-    understudy_status mine = UNDERSTUDY_ERROR_CANCELLED;
-    if (!ust_cli_stopped())
-      mine = write_sequence(s, s->sessions[omp_get_thread_num()], first + (uint64_t)i, &s->round[i], &inner);
-    else
-      ust_error(&inner, mine, "stopped");
-    if (mine == UNDERSTUDY_OK) continue;
-#pragma omp critical(ust_cli_ngram)
-    {
-      status = mine;
-      *err = inner;
-    }
-  }
-  return status;
-}
-
-/* A round never holds more sequences than are needed even if all are of full length. */
-static understudy_status count_sequences(scribe *s, ust_ngram_fit *fit, understudy_error *err) {
-  int64_t counted = 0, wanted = s->options->tokens;
-  for (uint64_t first = 0; counted < wanted;) {
-    int64_t needed = (wanted - counted + s->longest - 2) / (s->longest - 1);
-    int count = (int)UST_MIN(needed, (int64_t)ROUND);
-    s->written = counted;
-    UST_TRY(write_round(s, first, count, err));
-    for (int i = 0; i < count; i++) {
-      size_t room = (size_t)(wanted - counted) + 1, tokens = UST_MIN(s->round[i].count, room);
-      UST_TRY(ust_ngram_fit_add(fit, s->round[i].tokens, tokens, err));
-      counted += (int64_t)UST_MAX(tokens - 1, 1u); /* an empty text counts, so that the loop ends */
-    }
-    first += (uint64_t)count;
-  }
-  return UNDERSTUDY_OK;
-}
-
-static understudy_status create_sessions(scribe *s, understudy_error *err) {
-  s->round = ust_alloc(ROUND * sizeof *s->round);
-  s->sessions = ust_alloc((size_t)s->threads * sizeof(understudy_session *));
-  if (!s->round || !s->sessions) return ust_error_memory(err, ROUND * sizeof *s->round, "texts");
-  for (int i = 0; i < s->threads; i++)
-    UST_TRY(understudy_session_create(s->engine, UNDERSTUDY_PLAIN, &s->options->sampling, &s->sessions[i], err));
-  return UNDERSTUDY_OK;
-}
-
-static understudy_status add_generated(const ngram_options *o, ust_ngram_fit *fit, understudy_error *err) {
-  ust_cli_models models = o->models;
-  models.threads = 1; /* a session each, instead of all threads in one */
-  understudy_engine *engine;
-  UST_TRY(ust_cli_open(&models, &engine, err));
-  scribe s = {.options = o, .engine = engine, .begin_ns = ust_clock_ns()};
-  understudy_engine_get_info(engine, &s.info);
-  s.threads = o->models.threads ? o->models.threads : ust_thread_count();
-  s.longest = UST_MIN(s.info.context, SEQUENCE_TOKENS);
-  understudy_status status = UNDERSTUDY_OK;
-  if (s.info.end_token < 0)
-    status = ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
-                       "%s: found no end-of-text token, expected one to start texts from", models.model);
-  else if (s.longest < 2)
-    status = ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "%s: found a context of 1, expected at least 2", models.model);
-  if (status == UNDERSTUDY_OK) status = create_sessions(&s, err);
-  if (status == UNDERSTUDY_OK) status = count_sequences(&s, fit, err);
-  for (int i = 0; s.sessions && i < s.threads; i++) understudy_session_close(s.sessions[i]);
-  ust_free(s.sessions);
-  ust_free(s.round);
-  understudy_engine_close(engine);
-  return status;
+/* Counts text the draft writes; *written is less than was asked for when the user stops it. */
+static understudy_status add_generated(const ngram_options *o, const ust_weights *weights,
+                                       const ust_tokenizer *tokenizer, ust_ngram_fit *fit, int64_t *written,
+                                       understudy_error *err) {
+  const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(tokenizer);
+  reading r = {.fit = fit, .tokens = o->tokens, .begin_ns = ust_clock_ns()};
+  ust_scribe_options options = {.weights = weights,
+                                .threads = o->models.threads ? o->models.threads : ust_thread_count(),
+                                .vocabulary = (int)vocabulary->count,
+                                .end_token = vocabulary->eos,
+                                .tokens = o->tokens,
+                                .temperature = o->temperature,
+                                .seed = o->seed,
+                                .take = take_text,
+                                .progress = show_progress,
+                                .user = &r};
+  if (options.end_token < 0)
+    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
+                     "%s: found no end-of-text token, expected one to start texts from", o->models.model);
+  UST_TRY(choose_kernels(&o->models, &options.kernels, err));
+  return ust_scribe_write(&options, written, err);
 }
 
 /* ---- a corpus ---- */
@@ -187,34 +117,63 @@ static understudy_status add_corpus(const char *path, const ust_tokenizer *token
 
 /* ---- the command ---- */
 
+static understudy_status count_all(const ngram_options *o, const ust_weights *weights, const ust_tokenizer *tokenizer,
+                                   ust_ngram_fit *fit, understudy_error *err) {
+  int64_t written = 0, wanted = o->tokens;
+  uint64_t begin_ns = ust_clock_ns();
+  if (o->corpus) UST_TRY(add_corpus(o->corpus, tokenizer, fit, err));
+  uint64_t corpus_ns = ust_clock_ns();
+  if (wanted > 0) UST_TRY(add_generated(o, weights, tokenizer, fit, &written, err));
+  uint64_t end_ns = ust_clock_ns();
+  ust_cli_progress_clear();
+  if (written < wanted && access(o->output, F_OK) == 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "stopped after %lld of %d tokens; %s is left as it was",
+                     (long long)written, o->tokens, o->output);
+  UST_TRY(ust_ngram_fit_write(fit, o->output, (size_t)o->max_mb * 1000000, err));
+  if (written < wanted)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "stopped after %lld of %d tokens; %s is fitted on those",
+                     (long long)written, o->tokens, o->output);
+  if (wanted > 0)
+    ust_cli_note("%s: %lld tokens of text in %.1f s, %.0f a second; fitted in %.1f s", o->output, (long long)written,
+                 (double)(end_ns - corpus_ns) * 1e-9, (double)written / ((double)(end_ns - corpus_ns) * 1e-9),
+                 (double)(ust_clock_ns() - end_ns) * 1e-9);
+  else
+    ust_cli_note("%s: corpus counted in %.1f s, fitted in %.1f s", o->output, (double)(corpus_ns - begin_ns) * 1e-9,
+                 (double)(ust_clock_ns() - end_ns) * 1e-9);
+  return UNDERSTUDY_OK;
+}
+
 static understudy_status fit_ngram(const ngram_options *o, understudy_error *err) {
+  ust_weights *weights = NULL;
   ust_tokenizer *tokenizer = NULL;
   ust_ngram_fit *fit = NULL;
   UST_TRY(ust_cli_check_output(o->output, err));
-  UST_TRY(ust_cli_tokenizer(o->models.model, NULL, &tokenizer, err));
-  understudy_status status = ust_ngram_fit_create((int)ust_tokenizer_vocabulary(tokenizer)->count,
-                                                  ust_tokenizer_fingerprint(tokenizer), &fit, err);
-  if (status == UNDERSTUDY_OK && o->corpus) status = add_corpus(o->corpus, tokenizer, fit, err);
-  if (status == UNDERSTUDY_OK && o->tokens > 0) status = add_generated(o, fit, err);
+  understudy_status status = UNDERSTUDY_OK;
+  if (o->tokens > 0) status = ust_weights_open(o->models.model, &weights, err);
+  if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(o->models.model, weights, &tokenizer, err);
+  if (status == UNDERSTUDY_OK)
+    status = ust_ngram_fit_create((int)ust_tokenizer_vocabulary(tokenizer)->count,
+                                  ust_tokenizer_fingerprint(tokenizer), &fit, err);
+  if (status == UNDERSTUDY_OK) status = count_all(o, weights, tokenizer, fit, err);
   ust_cli_progress_clear();
-  if (status == UNDERSTUDY_OK) status = ust_ngram_fit_write(fit, o->output, (size_t)o->max_mb * 1000000, err);
   ust_ngram_fit_free(fit);
   ust_tokenizer_free(tokenizer);
+  ust_weights_close(weights);
   return status;
 }
 
 int ust_cli_ngram(int argc, char **argv) {
-  ngram_options o = {.sampling = {.temperature = 1.5f, .top_p = 1}, .tokens = -1, .max_mb = 4};
+  ngram_options o = {.temperature = 1.5f, .tokens = -1, .max_mb = 20};
   const ust_option options[] = {
       {UST_TEXT("model", 'm', &o.models.model, "DRAFT", "the draft model; with --corpus alone, its vocabulary"),
        .required = true},
       {UST_TEXT("output", 'o', &o.output, "FILE", "the n-gram file to write"), .required = true},
       UST_OPTIONS_TOKENS(&o.tokens, "tokens the draft writes [1000000; 0 with --corpus]"),
       {UST_TEXT("corpus", 0, &o.corpus, "FILE", "text to count instead of the draft's, or with --tokens\nbesides it; a zero byte ends a document; '-': stdin")},
-      {UST_REAL("temperature", &o.sampling.temperature, "T", "of the draft's text [1.5]", 0, 1e30),
-       .expected = "a finite number, 0 or more"},
-      UST_OPTIONS_SEED(&o.sampling.seed),
-      {UST_INT("max-mb", 0, &o.max_mb, "N", "prune the file to N MB; 0: no limit [4]", 0, 100000)},
+      {UST_REAL("temperature", &o.temperature, "T", "of the draft's text, at least 0.01 [1.5]", 0.01, 1e30),
+       .expected = "a finite number, 0.01 or more"},
+      UST_OPTIONS_SEED(&o.seed),
+      {UST_INT("max-mb", 0, &o.max_mb, "N", "prune the file to N MB; 0: no limit [20]", 0, 100000)},
       UST_OPTIONS_MACHINE(&o.models),
       UST_OPTIONS_QUIET(&o.quiet),
       UST_OPTIONS_END,
@@ -223,8 +182,9 @@ int ust_cli_ngram(int argc, char **argv) {
       .command = "ngram",
       .usage = "ngram -m DRAFT [--tokens N] [--corpus FILE] -o FILE",
       .about = "Fits a Katz back-off trigram on text the draft writes, a corpus, or both; it drafts for the draft.",
-      .notes = "The draft's texts start from its end-of-text token and are up to 512 tokens long. The same command\n"
-               "writes the same file, whatever the number of threads.",
+      .notes = "The draft's texts start from its end-of-text token and are up to 256 tokens long. The same command\n"
+               "writes the same file, whatever the number of threads. Stopped by Ctrl-C, it fits what it has so far,\n"
+               "unless FILE exists. Memory: up to 30 MB for each million tokens.",
       .example = "understudy ngram -m draft.gguf --tokens 5000000 -o draft.ngram",
   };
   int code;

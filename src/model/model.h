@@ -48,4 +48,23 @@ void ust_timeline_commit(ust_timeline *timeline, const int32_t *path, int count)
 /* Forgets committed tokens from `count` on, and all nodes. */
 void ust_timeline_truncate(ust_timeline *timeline, int count);
 
+/* ---- many short texts at once, for a model that writes by the million tokens ---- */
+
+enum { UST_LOGIT_BLOCK = 1024 /* of the vocabulary */, UST_LOGIT_STRIDE = UST_LOGIT_BLOCK + 32 };
+
+typedef struct ust_batch ust_batch;
+
+/* `texts` empty texts of up to `context` tokens each. */
+understudy_status ust_batch_create(const ust_model *model, int texts, int context, float temperature,
+                                   ust_batch **batch, understudy_error *err);
+void ust_batch_free(ust_batch *batch);
+/* Takes the logits of tokens first … first+count-1 for every text, divided by the temperature: f32
+ * [texts, UST_LOGIT_STRIDE], which it may overwrite. first is block * UST_LOGIT_BLOCK. */
+typedef void (*ust_logits_fn)(void *user, int thread, int block, int first, int count, float *logits);
+/* One pass: appends tokens[i] to text i, for every text, and calls `visit` once for each block of the vocabulary, on
+ * the model's threads. At temperature 1 logits have the bits ust_model_forward() gives. */
+void ust_batch_forward(ust_batch *batch, const int32_t *tokens, ust_logits_fn visit, void *user);
+/* Makes one text empty again. */
+void ust_batch_restart(ust_batch *batch, int text);
+
 #endif

@@ -48,6 +48,7 @@ static inline void ust_ngram_put(unsigned char *to, uint64_t value, size_t size)
   for (size_t i = 0; i < size; i++) to[i] = (unsigned char)(value >> 8 * i);
 }
 static inline uint64_t ust_ngram_get(const unsigned char *from, size_t size) {
+  if (size == 2) return (uint64_t)(from[0] | from[1] << 8); /* nearly everything in a file; one load */
   uint64_t value = 0;
   for (size_t i = 0; i < size; i++) value |= (uint64_t)from[i] << 8 * i;
   return value;

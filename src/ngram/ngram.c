@@ -10,22 +10,31 @@
 
 enum { BIGRAM, TRIGRAM, LEVELS };
 
+/* A look-up finds the caches full of a model's weights, so what it reads together lies together. */
+typedef struct context {
+  uint64_t key; /* last << 32 | before */
+  double backoff;
+  uint32_t first, end; /* its successors */
+} context;
+
+typedef struct successor {
+  int32_t token;
+  float probability;
+} successor;
+
 /* Contexts of one length and their successors, likeliest first. */
 typedef struct level {
-  uint32_t contexts, entries;
-  uint64_t *key;    /* [contexts] last << 32 | before */
-  uint32_t *start;  /* [contexts + 1] first successor of each */
-  double *backoff;  /* [contexts] */
-  int32_t *token;   /* [entries] */
-  uint16_t *cost;   /* [entries] */
-  uint32_t *slots;  /* [slot_count] hash table: context + 1 */
+  uint32_t context_count, successor_count;
+  context *contexts;
+  successor *successors;
+  uint32_t *slots; /* [slot_count] hash table: context + 1 */
   uint32_t slot_count;
 } level;
 
 struct ust_ngram {
   int vocabulary;
-  double *unigram;  /* [vocabulary] */
-  int32_t *ordered; /* [vocabulary] tokens, likeliest first */
+  double *unigram;    /* [vocabulary] */
+  successor *ordered; /* [vocabulary] all tokens, likeliest first */
   level levels[LEVELS];
   size_t bytes;
 };
@@ -38,6 +47,7 @@ typedef struct reading {
   unsigned char *data;
   size_t size, at;
   size_t id_size;
+  double coarse[256], fine[256]; /* probabilities of the upper and the lower byte of a cost */
   understudy_error *err;
 } reading;
 
@@ -49,6 +59,11 @@ static uint64_t take(reading *r, size_t size) {
   uint64_t value = ust_ngram_get(r->data + r->at, size);
   r->at += size;
   return value;
+}
+
+static double take_probability(reading *r) {
+  uint64_t cost = take(r, 2);
+  return r->coarse[cost >> 8] * r->fine[cost & 255];
 }
 
 static size_t expected_size(uint64_t vocabulary, const uint64_t *contexts, const uint64_t *entries, size_t id) {
@@ -112,37 +127,38 @@ static void *allocate(ust_ngram *ngram, size_t count, size_t size) {
 static understudy_status read_contexts(reading *r, ust_ngram *ngram, int which) {
   level *l = &ngram->levels[which];
   uint64_t vocabulary = (uint64_t)ngram->vocabulary, sum = 0;
-  for (uint32_t i = 0; i < l->contexts; i++) l->key[i] = take(r, r->id_size) << 32;
-  for (uint32_t i = 0; i < l->contexts && which == TRIGRAM; i++) l->key[i] |= take(r, r->id_size);
-  for (uint32_t i = 0; i < l->contexts; i++) {
+  for (uint32_t i = 0; i < l->context_count; i++) l->contexts[i].key = take(r, r->id_size) << 32;
+  for (uint32_t i = 0; i < l->context_count && which == TRIGRAM; i++) l->contexts[i].key |= take(r, r->id_size);
+  for (uint32_t i = 0; i < l->context_count; i++) {
+    context *c = &l->contexts[i];
     uint64_t successors = take(r, r->id_size);
-    if (l->key[i] >> 32 >= vocabulary || (uint32_t)l->key[i] >= vocabulary)
+    if (c->key >> 32 >= vocabulary || (uint32_t)c->key >= vocabulary)
       return bad(r, "context with a token outside the vocabulary");
-    if (i > 0 && l->key[i] <= l->key[i - 1]) return bad(r, "contexts out of order");
+    if (i > 0 && c->key <= c[-1].key) return bad(r, "contexts out of order");
     if (successors == 0 || successors >= vocabulary) return bad(r, "context with no successor or too many");
-    l->start[i] = (uint32_t)sum;
+    c->first = (uint32_t)sum;
     sum += successors;
-    if (sum > l->entries) break;
+    if (sum > l->successor_count) break;
+    c->end = (uint32_t)sum;
   }
-  if (sum != l->entries) return bad(r, "numbers of successors do not add up");
-  l->start[l->contexts] = l->entries;
-  return UNDERSTUDY_OK;
+  return sum == l->successor_count ? UNDERSTUDY_OK : bad(r, "numbers of successors do not add up");
 }
 
 /* Reads a level's successors: likeliest first, each once. `seen` has room for the vocabulary. */
 static understudy_status read_successors(reading *r, ust_ngram *ngram, int which, uint32_t *seen) {
   level *l = &ngram->levels[which];
-  for (uint32_t i = 0; i < l->entries; i++) l->token[i] = (int32_t)take(r, r->id_size);
-  for (uint32_t i = 0; i < l->entries; i++) l->cost[i] = (uint16_t)take(r, 2);
+  for (uint32_t i = 0; i < l->successor_count; i++) l->successors[i].token = (int32_t)take(r, r->id_size);
+  for (uint32_t i = 0; i < l->successor_count; i++) l->successors[i].probability = (float)take_probability(r);
   memset(seen, 0, (size_t)ngram->vocabulary * sizeof *seen);
-  for (uint32_t c = 0; c < l->contexts; c++) {
+  for (uint32_t c = 0; c < l->context_count; c++) {
     double sum = 0;
-    for (uint32_t i = l->start[c]; i < l->start[c + 1]; i++) {
-      if (l->token[i] < 0 || l->token[i] >= ngram->vocabulary) return bad(r, "successor outside the vocabulary");
-      if (seen[l->token[i]] == c + 1) return bad(r, "successor listed twice");
-      if (i > l->start[c] && l->cost[i] < l->cost[i - 1]) return bad(r, "successors out of order");
-      seen[l->token[i]] = c + 1;
-      sum += ust_ngram_probability(l->cost[i]);
+    for (uint32_t i = l->contexts[c].first; i < l->contexts[c].end; i++) {
+      const successor *s = &l->successors[i];
+      if (s->token < 0 || s->token >= ngram->vocabulary) return bad(r, "successor outside the vocabulary");
+      if (seen[s->token] == c + 1) return bad(r, "successor listed twice");
+      if (i > l->contexts[c].first && s->probability > s[-1].probability) return bad(r, "successors out of order");
+      seen[s->token] = c + 1;
+      sum += (double)s->probability;
     }
     if (!(sum < 1)) return bad(r, "probabilities of a context reach one");
   }
@@ -156,19 +172,16 @@ static uint32_t slot_of(const level *l, uint64_t key) {
 
 static understudy_status read_level(reading *r, ust_ngram *ngram, int which, uint32_t *seen) {
   level *l = &ngram->levels[which];
-  for (l->slot_count = 2; l->slot_count < 2 * (uint64_t)l->contexts && l->slot_count < 1u << 31;) l->slot_count *= 2;
-  l->key = allocate(ngram, l->contexts, sizeof *l->key);
-  l->start = allocate(ngram, (size_t)l->contexts + 1, sizeof *l->start);
-  l->backoff = allocate(ngram, l->contexts, sizeof *l->backoff);
-  l->token = allocate(ngram, l->entries, sizeof *l->token);
-  l->cost = allocate(ngram, l->entries, sizeof *l->cost);
+  for (l->slot_count = 2; l->slot_count < 2 * (uint64_t)l->context_count && l->slot_count < 1u << 31;)
+    l->slot_count *= 2;
+  l->contexts = allocate(ngram, l->context_count, sizeof *l->contexts);
+  l->successors = allocate(ngram, l->successor_count, sizeof *l->successors);
   l->slots = allocate(ngram, l->slot_count, sizeof *l->slots);
-  if (!l->key || !l->start || !l->backoff || !l->token || !l->cost || !l->slots)
-    return ust_error_memory(r->err, ngram->bytes, r->path);
+  if (!l->contexts || !l->successors || !l->slots) return ust_error_memory(r->err, ngram->bytes, r->path);
   UST_TRY(read_contexts(r, ngram, which));
   UST_TRY(read_successors(r, ngram, which, seen));
-  for (uint32_t c = 0; c < l->contexts; c++) {
-    uint32_t slot = slot_of(l, l->key[c]);
+  for (uint32_t c = 0; c < l->context_count; c++) {
+    uint32_t slot = slot_of(l, l->contexts[c].key);
     while (l->slots[slot]) slot = (slot + 1) & (l->slot_count - 1);
     l->slots[slot] = c + 1;
   }
@@ -177,32 +190,27 @@ static understudy_status read_level(reading *r, ust_ngram *ngram, int which, uin
 
 /* ---- unigrams and back-off weights ---- */
 
-static int cheapest_first(const void *a, const void *b) {
-  const uint32_t *x = a, *y = b; /* cost, token */
-  if (x[0] != y[0]) return x[0] < y[0] ? -1 : 1;
-  return x[1] < y[1] ? -1 : x[1] > y[1];
+static int likeliest_first(const void *a, const void *b) {
+  const successor *x = a, *y = b;
+  if (x->probability != y->probability) return x->probability > y->probability ? -1 : 1;
+  return x->token < y->token ? -1 : x->token > y->token;
 }
 
 static understudy_status read_unigrams(reading *r, ust_ngram *ngram) {
   size_t count = (size_t)ngram->vocabulary;
   ngram->unigram = allocate(ngram, count, sizeof *ngram->unigram);
   ngram->ordered = allocate(ngram, count, sizeof *ngram->ordered);
-  uint32_t *pairs = ust_alloc(count * 2 * sizeof *pairs);
-  if (!ngram->unigram || !ngram->ordered || !pairs) {
-    ust_free(pairs);
-    return ust_error_memory(r->err, ngram->bytes, r->path);
-  }
+  if (!ngram->unigram || !ngram->ordered) return ust_error_memory(r->err, ngram->bytes, r->path);
   double sum = 0;
   for (size_t i = 0; i < count; i++) {
-    pairs[2 * i] = (uint32_t)take(r, 2);
-    pairs[2 * i + 1] = (uint32_t)i;
-    ngram->unigram[i] = ust_ngram_probability((uint16_t)pairs[2 * i]);
+    ngram->unigram[i] = take_probability(r);
     sum += ngram->unigram[i];
   }
-  for (size_t i = 0; i < count; i++) ngram->unigram[i] /= sum;
-  qsort(pairs, count, 2 * sizeof *pairs, cheapest_first);
-  for (size_t i = 0; i < count; i++) ngram->ordered[i] = (int32_t)pairs[2 * i + 1];
-  ust_free(pairs);
+  for (size_t i = 0; i < count; i++) {
+    ngram->unigram[i] /= sum;
+    ngram->ordered[i] = (successor){.token = (int32_t)i, .probability = (float)ngram->unigram[i]};
+  }
+  qsort(ngram->ordered, count, sizeof *ngram->ordered, likeliest_first);
   return UNDERSTUDY_OK;
 }
 
@@ -222,27 +230,28 @@ static double lower_probability(const lower_order *lower, int32_t token) {
 /* What one context hands to its back-off: what its successors leave, over what the lower order gives to all other
  * tokens. That is 1 minus what it gives to the successors, unless so little is left that the difference would be
  * rounding: then it is added up. `listed` marks the successors meanwhile. */
-static double backoff_weight(const level *l, uint32_t context, const lower_order *lower, unsigned char *listed) {
+static double backoff_weight(const level *l, const context *c, const lower_order *lower, unsigned char *listed) {
+  const successor *first = l->successors + c->first, *end = l->successors + c->end;
   double kept = 0, covered = 0;
-  for (uint32_t i = l->start[context]; i < l->start[context + 1]; i++) {
-    kept += ust_ngram_probability(l->cost[i]);
-    covered += lower_probability(lower, l->token[i]);
+  for (const successor *s = first; s < end; s++) {
+    kept += (double)s->probability;
+    covered += lower_probability(lower, s->token);
   }
   double rest = 1 - covered;
   if (rest < 1e-4) {
-    for (uint32_t i = l->start[context]; i < l->start[context + 1]; i++) listed[l->token[i]] = 1;
+    for (const successor *s = first; s < end; s++) listed[s->token] = 1;
     rest = 0;
     for (int32_t t = 0; t < lower->ngram->vocabulary; t++)
       if (!listed[t]) rest += lower_probability(lower, t);
-    for (uint32_t i = l->start[context]; i < l->start[context + 1]; i++) listed[l->token[i]] = 0;
+    for (const successor *s = first; s < end; s++) listed[s->token] = 0;
   }
   return (1 - kept) / rest;
 }
 
-static int64_t find(const level *l, uint64_t key) {
+static const context *find(const level *l, uint64_t key) {
   for (uint32_t slot = slot_of(l, key); l->slots[slot]; slot = (slot + 1) & (l->slot_count - 1))
-    if (l->key[l->slots[slot] - 1] == key) return l->slots[slot] - 1;
-  return -1;
+    if (l->contexts[l->slots[slot] - 1].key == key) return &l->contexts[l->slots[slot] - 1];
+  return NULL;
 }
 
 /* Bigram weights rest on unigrams, trigram weights on bigrams; contexts are in order of `last`, so that the bigrams
@@ -250,21 +259,23 @@ static int64_t find(const level *l, uint64_t key) {
 static void find_backoffs(ust_ngram *ngram, uint32_t *owner, double *explicit, unsigned char *listed) {
   level *bi = &ngram->levels[BIGRAM], *tri = &ngram->levels[TRIGRAM];
   lower_order unigrams = {.ngram = ngram, .backoff = 1};
-  for (uint32_t c = 0; c < bi->contexts; c++) bi->backoff[c] = backoff_weight(bi, c, &unigrams, listed);
+  for (uint32_t c = 0; c < bi->context_count; c++)
+    bi->contexts[c].backoff = backoff_weight(bi, &bi->contexts[c], &unigrams, listed);
   memset(owner, 0, (size_t)ngram->vocabulary * sizeof *owner);
   lower_order lower = {.ngram = ngram, .owner = owner, .explicit = explicit};
-  for (uint32_t c = 0; c < tri->contexts; c++) {
-    uint64_t last = tri->key[c] >> 32 << 32;
-    if (c == 0 || tri->key[c - 1] >> 32 << 32 != last) {
-      int64_t below = find(bi, last);
-      lower.context = (uint32_t)(below + 1);
-      lower.backoff = below < 0 ? 1 : bi->backoff[below];
-      for (uint32_t i = below < 0 ? 0 : bi->start[below]; below >= 0 && i < bi->start[below + 1]; i++) {
-        owner[bi->token[i]] = lower.context;
-        explicit[bi->token[i]] = ust_ngram_probability(bi->cost[i]);
+  for (uint32_t i = 0; i < tri->context_count; i++) {
+    context *c = &tri->contexts[i];
+    uint64_t last = c->key >> 32 << 32;
+    if (i == 0 || c[-1].key >> 32 << 32 != last) {
+      const context *below = find(bi, last);
+      lower.context = below ? (uint32_t)(below - bi->contexts) + 1 : 0;
+      lower.backoff = below ? below->backoff : 1;
+      for (uint32_t s = below ? below->first : 0; below && s < below->end; s++) {
+        owner[bi->successors[s].token] = lower.context;
+        explicit[bi->successors[s].token] = (double)bi->successors[s].probability;
       }
     }
-    tri->backoff[c] = backoff_weight(tri, c, &lower, listed);
+    c->backoff = backoff_weight(tri, c, &lower, listed);
   }
 }
 
@@ -273,8 +284,12 @@ static void find_backoffs(ust_ngram *ngram, uint32_t *owner, double *explicit, u
 static understudy_status load(reading *r, ust_ngram *ngram) {
   r->at = UST_NGRAM_HEADER;
   for (int i = 0; i < LEVELS; i++) {
-    ngram->levels[i].contexts = (uint32_t)ust_ngram_get(r->data + 24 + 4 * i, 4);
-    ngram->levels[i].entries = (uint32_t)ust_ngram_get(r->data + 32 + 4 * i, 4);
+    ngram->levels[i].context_count = (uint32_t)ust_ngram_get(r->data + 24 + 4 * i, 4);
+    ngram->levels[i].successor_count = (uint32_t)ust_ngram_get(r->data + 32 + 4 * i, 4);
+  }
+  for (int i = 0; i < 256; i++) {
+    r->coarse[i] = ust_ngram_probability((uint16_t)(i << 8));
+    r->fine[i] = ust_ngram_probability((uint16_t)i);
   }
   size_t count = (size_t)ngram->vocabulary;
   uint32_t *owner = ust_alloc(count * sizeof *owner);
@@ -325,8 +340,9 @@ void ust_ngram_close(ust_ngram *ngram) {
   if (!ngram) return;
   for (int i = 0; i < LEVELS; i++) {
     level *l = &ngram->levels[i];
-    void *parts[] = {l->key, l->start, l->backoff, l->token, l->cost, l->slots};
-    for (int j = 0; j < 6; j++) ust_free(parts[j]);
+    ust_free(l->contexts);
+    ust_free(l->successors);
+    ust_free(l->slots);
   }
   ust_free(ngram->unigram);
   ust_free(ngram->ordered);
@@ -337,87 +353,80 @@ size_t ust_ngram_bytes(const ust_ngram *ngram) { return ngram->bytes; }
 
 /* ---- look-up ---- */
 
-/* Finds the contexts of (before, last); -1 where there is none. */
-static void find_contexts(const ust_ngram *ngram, int32_t before, int32_t last, int64_t context[LEVELS]) {
-  context[BIGRAM] = context[TRIGRAM] = -1;
+/* Finds the contexts of (before, last); NULL where there is none. */
+static void find_contexts(const ust_ngram *ngram, int32_t before, int32_t last, const context *found[LEVELS]) {
+  found[BIGRAM] = found[TRIGRAM] = NULL;
   if (last < 0 || last >= ngram->vocabulary) return;
-  context[BIGRAM] = find(&ngram->levels[BIGRAM], (uint64_t)last << 32);
-  if (before < 0 || before >= ngram->vocabulary) return;
-  context[TRIGRAM] = find(&ngram->levels[TRIGRAM], (uint64_t)last << 32 | (uint64_t)before);
+  const level *bi = &ngram->levels[BIGRAM], *tri = &ngram->levels[TRIGRAM];
+  uint64_t key = (uint64_t)last << 32;
+  bool both = before >= 0 && before < ngram->vocabulary;
+  if (both) __builtin_prefetch(&tri->slots[slot_of(tri, key | (uint64_t)before)]); /* while the bigram is found */
+  found[BIGRAM] = find(bi, key);
+  if (both) found[TRIGRAM] = find(tri, key | (uint64_t)before);
 }
 
-/* Where a context lists a token; -1: nowhere. */
-static int64_t place_of(const level *l, int64_t context, int32_t token) {
-  if (context < 0) return -1;
-  for (uint32_t i = l->start[context]; i < l->start[context + 1]; i++)
-    if (l->token[i] == token) return i;
-  return -1;
+/* Where a context (NULL: none) lists a token; NULL: nowhere. */
+static const successor *place_of(const level *l, const context *c, int32_t token) {
+  for (uint32_t i = c ? c->first : 0; c && i < c->end; i++)
+    if (l->successors[i].token == token) return &l->successors[i];
+  return NULL;
 }
 
 double ust_ngram_logprob(const ust_ngram *ngram, int32_t before, int32_t last, int32_t token) {
   if (token < 0 || token >= ngram->vocabulary) return -INFINITY;
-  int64_t context[LEVELS];
-  find_contexts(ngram, before, last, context);
+  const context *found[LEVELS];
+  find_contexts(ngram, before, last, found);
   double weight = 1;
   for (int which = TRIGRAM; which >= BIGRAM; which--) {
-    const level *l = &ngram->levels[which];
-    int64_t place = place_of(l, context[which], token);
-    if (place >= 0) return log(weight * ust_ngram_probability(l->cost[place]));
-    if (context[which] >= 0) weight *= l->backoff[context[which]];
+    const successor *place = place_of(&ngram->levels[which], found[which], token);
+    if (place) return log(weight * (double)place->probability);
+    if (found[which]) weight *= found[which]->backoff;
   }
   return log(weight * ngram->unigram[token]);
 }
 
-/* One order's successors on their way into a merge: `head` is the probability of tokens[0], 0 at the end. */
+/* One order's successors on their way into a merge: `head` is the probability of the next one, 0 at the end. */
 typedef struct stream {
-  const int32_t *tokens;
-  const uint16_t *costs; /* NULL: unigrams */
-  uint32_t left;
+  const successor *next, *end;
   double weight, head;
 } stream;
 
-static void find_head(const ust_ngram *ngram, stream *s) {
-  if (s->left == 0)
-    s->head = 0;
-  else
-    s->head = s->weight * (s->costs ? ust_ngram_probability(*s->costs) : ngram->unigram[*s->tokens]);
+static void find_head(stream *s) {
+  s->head = s->next == s->end ? 0 : s->weight * (double)s->next->probability;
 }
 
 /* Whether a context of a higher order lists the token: then the lower order has no say. */
-static bool covered(const ust_ngram *ngram, const int64_t context[LEVELS], int order, int32_t token) {
+static bool covered(const ust_ngram *ngram, const context *const found[LEVELS], int order, int32_t token) {
   for (int which = order; which < LEVELS; which++)
-    if (place_of(&ngram->levels[which], context[which], token) >= 0) return true;
+    if (place_of(&ngram->levels[which], found[which], token)) return true;
   return false;
 }
 
 int ust_ngram_candidates(const ust_ngram *ngram, int32_t before, int32_t last, int max, ust_ngram_candidate *out) {
-  int64_t context[LEVELS];
-  find_contexts(ngram, before, last, context);
+  const context *found[LEVELS];
+  find_contexts(ngram, before, last, found);
   stream streams[LEVELS + 1] = {{0}}; /* by order: unigrams, bigrams, trigrams */
   double weight = 1;
   for (int which = TRIGRAM; which >= BIGRAM; which--) {
-    if (context[which] < 0) continue;
-    const level *l = &ngram->levels[which];
-    uint32_t from = l->start[context[which]], to = l->start[context[which] + 1];
-    streams[which + 1] = (stream){l->token + from, l->cost + from, to - from, weight, 0};
-    weight *= l->backoff[context[which]];
+    if (!found[which]) continue;
+    const successor *all = ngram->levels[which].successors;
+    streams[which + 1] = (stream){all + found[which]->first, all + found[which]->end, weight, 0};
+    weight *= found[which]->backoff;
   }
-  streams[0] = (stream){ngram->ordered, NULL, (uint32_t)ngram->vocabulary, weight, 0};
-  for (int order = 0; order <= LEVELS; order++) find_head(ngram, &streams[order]);
-  int found = 0;
-  while (found < max) {
+  streams[0] = (stream){ngram->ordered, ngram->ordered + ngram->vocabulary, weight, 0};
+  for (int order = 0; order <= LEVELS; order++) find_head(&streams[order]);
+  int count = 0;
+  while (count < max) {
     int best = LEVELS;
     for (int order = LEVELS - 1; order >= 0; order--)
       if (streams[order].head > streams[best].head) best = order;
     stream *s = &streams[best];
-    if (s->left == 0) break;
-    if (!covered(ngram, context, best, *s->tokens))
-      out[found++] = (ust_ngram_candidate){
-        .token = *s->tokens, .probability = (float)s->head, .order = best, .source = UST_SOURCE_FILE};
-    s->tokens++;
-    if (s->costs) s->costs++;
-    s->left--;
-    find_head(ngram, s);
+    if (s->next == s->end) break;
+    if (!covered(ngram, found, best, s->next->token))
+      out[count++] = (ust_ngram_candidate){
+        .token = s->next->token, .probability = (float)s->head, .order = best, .source = UST_SOURCE_FILE};
+    s->next++;
+    find_head(s);
   }
-  return found;
+  return count;
 }

@@ -2,7 +2,7 @@
 # what is wrong with it, exit 1, nothing on stdout, nothing written. (Every field of the formats: tests/weights.)
 model=$FIXTURES/gpt2-tiny
 "$UNDERSTUDY" quantize "$model" -o good.gguf --type q8_0
-"$UNDERSTUDY" ngram -m "$model" --tokens 300 -o good.ngram
+"$UNDERSTUDY" ngram -q -m "$model" --tokens 300 -o good.ngram
 ls >before
 
 check() { # NAME ARGUMENTS…

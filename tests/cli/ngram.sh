@@ -1,11 +1,11 @@
 # ngram: from the draft's own text and from a corpus; the same command writes the same file; it drafts, and another
 # tokenizer's file is refused.
 model=$FIXTURES/gpt2-tiny
-"$UNDERSTUDY" ngram -m "$model" --tokens 2000 --seed 3 -o a.ngram || echo "exit $?"
-"$UNDERSTUDY" ngram -m "$model" --tokens 2000 --seed 3 --threads 1 -o b.ngram && cmp a.ngram b.ngram
+"$UNDERSTUDY" ngram -q -m "$model" --tokens 2000 --seed 3 -o a.ngram || echo "exit $?"
+"$UNDERSTUDY" ngram -q -m "$model" --tokens 2000 --seed 3 --threads 1 -o b.ngram && cmp a.ngram b.ngram
 printf 'hello world\nhello there\0hello hello hello' >corpus.txt
-"$UNDERSTUDY" ngram -m "$model" --corpus corpus.txt -o c.ngram && cmp -s a.ngram c.ngram && echo "the corpus made no difference"
-"$UNDERSTUDY" ngram -m "$model" --corpus - -o d.ngram <corpus.txt && cmp c.ngram d.ngram
+"$UNDERSTUDY" ngram -q -m "$model" --corpus corpus.txt -o c.ngram && cmp -s a.ngram c.ngram && echo "the corpus made no difference"
+"$UNDERSTUDY" ngram -q -m "$model" --corpus - -o d.ngram <corpus.txt && cmp c.ngram d.ngram
 "$UNDERSTUDY" run -m "$model" -n 40 --quiet hello >plain
 for file in a.ngram c.ngram; do "$UNDERSTUDY" run -m "$model" -n 40 --quiet --ngram $file hello | cmp - plain; done
 printf '{"prompt": "hello"}\n' >set.jsonl

@@ -50,7 +50,12 @@ interrupt() { # NAME ARGUMENTS…
   said "$name" $?
 }
 interrupt eval eval -m "$model" -f long.txt --json y.json
-interrupt ngram ngram -m "$model" -n 100000000 -o y.ngram
+interrupt ngram ngram -m "$model" -n 100000000 -o z.ngram | sed 's/after [0-9]* of/after N of/'
+tokens=$(grep -o 'after [0-9]*' stderr | tr -dc 0-9)
+"$UNDERSTUDY" ngram -m "$model" -n "$tokens" -o again.ngram --quiet && cmp z.ngram again.ngram && rm z.ngram
+printf kept >z.ngram
+interrupt 'ngram again' ngram -m "$model" -n 100000000 -o z.ngram | sed 's/after [0-9]* of/after N of/'
+cat z.ngram && echo
 interrupt corpus ngram -m "$model" --corpus <(yes 'hello world' | head -c 300000000) -o y.ngram
 ls y.* ./*.tmp 2>/dev/null
 
