@@ -50,15 +50,14 @@ def prompts(path, sets):
     widest = max(len(values) for _, values, _ in sets)
     for i, (label, values, colour) in enumerate(sets):
         lines += block(f"s{i}", [(k + 0.5, v) for k, v in enumerate(sorted(values, reverse=True))])
-    top = 1.12 * max(max(values) for _, values, _ in sets)
-    lines += ["set multiplot", "set xrange [0:%d]" % widest, "set yrange [0:%g]" % top, "unset key",
+    lines += ["set multiplot", "set xrange [0:%d]" % widest, "unset key",
               "set boxwidth 0.8", "set style fill solid noborder", "set bmargin 3.5",
               "set xlabel 'prompts, fastest first' tc rgb '#444444'"]
     for i, (label, values, colour) in enumerate(sets):
         left, right = (i + 0.12 * (i == 0) + 0.06) / len(sets), (i + 1) / len(sets) - 0.02
         lines += [f"set lmargin at screen {left:.4f}", f"set rmargin at screen {right:.4f}",
                   "set ylabel 'times plain decoding' tc rgb '#444444'" if i == 0 else "unset ylabel",
-                  f"set title '{label}' tc rgb '#222222'",
+                  f"set title '{label}' tc rgb '#222222'", f"set yrange [0:{1.1 * max(values):g}]",
                   f"plot $s{i} with boxes lc rgb '{colour}', 1 with lines lw 1.5 lc rgb '#222222'"]
     gnuplot(path, 900, 340, lines + ["unset multiplot"])
 

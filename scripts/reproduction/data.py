@@ -168,8 +168,8 @@ def identity(benches):
             for e in m.get("per_prompt", []):
                 texts.setdefault((kind, e["prompt"]), set()).add(e.get("text_sha256"))
                 count += 1
-    differing = sum(len(seen) > 1 for seen in texts.values())
-    differing += sum(not bench["outputs_identical"] for bench in benches.values())
+    differing = [f"prompt {prompt} of {kind[0]}" for (kind, prompt), seen in texts.items() if len(seen) > 1]
+    differing += [f"run {name}" for name, bench in benches.items() if not bench["outputs_identical"]]
     return {"runs": len(benches), "modes": sum(len(b["modes"]) for b in benches.values()), "texts": count,
             "answers": len(texts), "differing": differing}
 

@@ -1,15 +1,19 @@
 """Writes reproduction.md and its charts from the measurements alone: every number and every sentence that depends on
 one is chosen here. Can be run by itself: report.py MEASUREMENTS_DIR OUTPUT_DIR"""
 import os
+import re
 import sys
+import textwrap
 
 import charts
 import data
 
-# Spector & Ré 2023, arXiv 2308.04623, tables 1 and 2.
+# Spector & Ré 2023, arXiv 2308.04623, tables 1 and 2; the speed-ups of staged decoding as its text gives them.
 PAPER = {"greedy": {"tokens_per_s": {"plain": 150, "speculative": 350, "staged": 475},
+                    "speed_up": {"plain": 1, "speculative": 350 / 150, "staged": 3.16},
                     "bytes": {"plain": 1, "speculative": 0.31, "staged": 0.23}},
          "sampled": {"tokens_per_s": {"plain": 150, "speculative": 219, "staged": 298},
+                     "speed_up": {"plain": 1, "speculative": 219 / 150, "staged": 1.98},
                      "bytes": {"plain": 1, "speculative": 0.48, "staged": 0.35}}}
 HOW = {"greedy": "greedy", "sampled": "top-k 50, T = 1"}
 MODES = ("plain", "speculative", "staged")
@@ -22,9 +26,24 @@ WHAT = {"plain": "plain", "speculative": "speculative: the draft model drafts",
 
 
 def table(head, rows):
-    align = "|".join("---" if i == 0 else "---:" for i in range(len(head)))
+    """Columns of figures are set to the right."""
+    figures = lambda i: all(re.match(r"[\d.,]*( |×|$)", str(row[i])) for row in rows)
+    align = "|".join("---:" if i and figures(i) else "---" for i in range(len(head)))
     return "\n".join(["| " + " | ".join(head) + " |", f"|{align}|",
                       *("| " + " | ".join(str(c) for c in row) + " |" for row in rows)])
+
+
+def wrapped(paragraph):
+    """Prose in lines of 120 columns, so that a changed number is a small difference; tables, code and lists as such."""
+    if paragraph.startswith(("|", "```", "#", "![")):
+        return paragraph
+    lines = paragraph.split("\n")
+    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  " if line.startswith("- ") else "",
+                                   break_long_words=False, break_on_hyphens=False) for line in lines)
+
+
+def capital(text):
+    return text[:1].upper() + text[1:]
 
 
 def percent(share):
@@ -43,6 +62,11 @@ def megabytes(size):
     return f"{size / 1e6:.1f} MB" if size < 1e8 else f"{size / 1e6:.0f} MB"
 
 
+def ending(text, lines=12):
+    kept = text.rstrip("\n").split("\n")[-lines:]
+    return ("…\n" if len(kept) < text.rstrip("\n").count("\n") + 1 else "") + "\n".join(kept) + text[len(text.rstrip("\n")):]
+
+
 class Report:
     def __init__(self, records, output):
         self.records, self.output = records, output
@@ -56,7 +80,7 @@ class Report:
         self.parts = []
 
     def say(self, *paragraphs):
-        self.parts += [p for p in paragraphs if p]
+        self.parts += [wrapped(p) for p in paragraphs if p.strip()]
 
     def figure(self, name):
         return os.path.join(self.output, "reproduction", name)
@@ -78,7 +102,7 @@ class Report:
                             f"reads {bench['machine']['read_gb_per_s']:.1f} GB/s, multiplies "
                             f"{bench['machine']['peak_tflop_per_s']:.2f} TFLOP/s (measured in the same runs)"),
                 ("target", f"{models['target']['file']}: {shape('target')}{grown}; "
-                           f"{target['weight_bytes'] / 1e9:.2f} GB of weights"),
+                           f"{megabytes(target['weight_bytes'])} of weights"),
                 ("draft", f"{models['draft']['file']}: {shape('draft')}, {megabytes(models['draft']['bytes'])}")]
         if "small draft" in models:
             rows.append(("small draft", f"{models['small draft']['file']}: {shape('small draft')}, "
@@ -96,14 +120,14 @@ class Report:
                  "`scripts/reproduce` measures everything on this page and writes the page; the measurements are in "
                  "[measurements/reproduction](measurements/reproduction). Modes take turns prompt by prompt, so that a "
                  "drifting machine hits all alike, and every comparison has plain decoding of its own run beside it.",
-                 table(("", ""), rows).replace("---:", "---"),
+                 table(("", ""), rows),
                  self.identical_sentence(), self.short_answer())
 
     def identical_sentence(self):
         found = data.identity(self.benches)
-        self.all_identical = found["differing"] == 0 and self.answers_match()
+        self.all_identical = not found["differing"] and not self.strangers()
         if not self.all_identical:
-            return (f"**Texts differ**: {found['differing']} answers or runs did not match. The promise is broken and "
+            return (f"**Texts differ**: {', '.join(found['differing'] + self.strangers())}. The promise is broken and "
                     "nothing below counts until that is mended.")
         runs = f"{found['runs']} runs, {found['modes']} modes in all"
         if not found["texts"]:
@@ -111,18 +135,20 @@ class Report:
         return (f"**Every text is identical** to plain decoding's: {number(found['texts'])} texts of "
                 f"{number(found['answers'])} answers, compared across {runs}.")
 
-    def answers_match(self):
+    def strangers(self):
+        """Answers written by 'run' whose text is not the one 'bench' compared."""
+        out = []
         for how, answers in self.answers.items():
             known = {e["prompt"]: e.get("text_sha256") for e in data.mode(self.main[how], "plain").get("per_prompt", [])}
-            if any(known.get(a["prompt"]) not in (None, a["text_sha256"]) for a in answers):
-                return False
-        return True
+            out += [f"'run' on {a['task']} ({HOW[how]})" for a in answers
+                    if known.get(a["prompt"]) not in (None, a["text_sha256"])]
+        return out
 
     def short_answer(self):
         lines = []
         for how in HOW:
             ours = data.speed_up(self.main[how], "staged")
-            paper = PAPER[how]["tokens_per_s"]["staged"] / 150
+            paper = PAPER[how]["speed_up"]["staged"]
             bytes_ours = data.mode(self.main[how], "staged")["bytes_vs_plain"]
             word = "more than" if ours > 1.02 * paper else "less than" if ours < 0.98 * paper else "as much as"
             lines.append(f"- {HOW[how]}: staged decoding is {times(ours)} plain, {word} the paper's {times(paper)}, and "
@@ -158,10 +184,10 @@ class Report:
         for how, bench in benches.items():
             for name in MODES:
                 m, ours = data.mode(bench, name), data.speed_up(bench, name)
-                theirs = PAPER[how]["tokens_per_s"][name]
-                rows.append([HOW[how], name] + ([theirs, times(theirs / 150)] if paper else [])
+                theirs = PAPER[how]["speed_up"][name]
+                rows.append([HOW[how], name] + ([PAPER[how]["tokens_per_s"][name], times(theirs)] if paper else [])
                             + [f"{m['tokens_per_s']:.1f}", times(ours), f"{m['tokens_per_pass']:.2f}"]
-                            + ([f"{ours / (theirs / 150):.2f}"] if paper else []))
+                            + ([f"{ours / theirs:.2f}"] if paper else []))
         return bytes_table, table(head, rows)
 
     def section_tables(self):
@@ -212,7 +238,7 @@ class Report:
         plain, m, spec = (data.mode(bench, n) for n in ("plain", "staged", "speculative"))
         base, ms, spec_ms = (sum(data.step_ms(plain).values()), data.step_ms(m), data.step_ms(spec))
         target, others = ms["target"] / base, (sum(ms.values()) - ms["target"]) / base
-        price = (f"{HOW[how].capitalize()}: a staged step costs {target:.2f} plain steps for the target's pass over "
+        price = (f"{capital(HOW[how])}: a staged step costs {target:.2f} plain steps for the target's pass over "
                  f"{data.rows_per_pass(m):.1f} rows and {others:.2f} for all drafting, and brings "
                  f"{m['tokens_per_pass']:.2f} tokens: {m['tokens_per_pass']:.2f} / {target + others:.2f} = "
                  f"{times(m['tokens_per_pass'] / (target + others))}.")
@@ -257,7 +283,7 @@ class Report:
         answer = self.answer("sampled", middle[1]) if middle else self.answers["sampled"][0]
         if not answer["pieces"]:
             return
-        charts.answer(self.figure("answer.svg"), answer["prompt_text"], [tuple(p) for p in answer["pieces"]],
+        charts.answer(self.figure("answer.svg"), ending(answer["prompt_text"]), [tuple(p) for p in answer["pieces"]],
                       f"{answer['task']}, {HOW['sampled']}: every token by who found it")
         target = sum(o == "target" for _, o in answer["pieces"])
         which = "the prompt of median speed-up" if middle else "the first prompt"
@@ -341,25 +367,32 @@ class Report:
             self.say(f"**Variants, {HOW[how]}** ({len(bench['prompts'])} prompts, one run, modes taking turns).",
                      table(("what drafts", "tokens/s", "speed-up", "tokens a pass", "rows a pass",
                             "draft passes a token", "bytes"), rows))
-        self.say("\n".join(self.lessons(told)))
+        self.lessons(told)
 
     def lessons(self, told):
-        def against(name, text):
-            parts = [f"{g['staged'] / g[name]:.2f} times {HOW[how]}" for how, g in told.items() if name in g]
-            return f"- {text}: staged is {', '.join(parts)} as fast." if parts else ""
-        lines = [against("chain", "Chain against planned tree"), against("tree", "Fixed against planned tree"),
-                 against("speculative", "One stage against two"), against("no-context", "Without the text so far"),
-                 against("context", "Without draft and file"),
-                 against("independent", "Noise of their own instead of the target's (shared noise)"),
-                 against("likeliest", "Ranking by likelihood instead of with the target's noise")]
-        sampled = self.benches.get("variants-sampled")
-        if sampled and data.mode(sampled, "independent") and data.mode(sampled, "time" if False else "staged"):
-            a, b = (data.mode(sampled, n)["tokens_per_pass"] for n in ("staged", "independent"))
-            lines.append(f"- With shared noise a sampled pass brings {a:.2f} tokens, with independent noise {b:.2f}: "
-                         + ("drawing the randomness first, and drafting for it, is what makes sampled decoding fast."
-                            if a > 1.2 * b else "sharing it matters little here." if a < 1.05 * b else
-                            "sharing it helps somewhat."))
-        return [line for line in lines if line]
+        """What each part of the design is worth: staged against staged without it."""
+        parts = (("chain", "a chain of 4 (what the planned tree brings)"), ("tree", "one fixed tree (what planning brings)"),
+                 ("speculative", "one stage (what the second stage and the text so far bring)"),
+                 ("no-context", "no text so far"), ("context", "the text so far alone (what draft and file bring)"),
+                 ("likeliest", "ranking by likelihood, without noise"),
+                 ("independent", "noise of each stage's own (what sharing it brings)"))
+        rows = [(text, *(times(told[how]["staged"] / told[how][name]) if name in told[how] else "" for how in told))
+                for name, text in parts if any(name in gains for gains in told.values())]
+        if not rows:
+            return
+        self.say("**What each part is worth.** Staged decoding's speed over that of the same with something else in place; "
+                 "below 1.00× the part costs more than it brings.",
+                 table(("staged against …", *(HOW[how] for how in told)), rows), self.noise())
+
+    def noise(self):
+        bench = self.benches.get("variants-sampled")
+        if not bench or not data.mode(bench, "independent"):
+            return ""
+        a, b = (data.mode(bench, n)["tokens_per_pass"] for n in ("staged", "independent"))
+        return (f"With shared noise a sampled pass brings {a:.2f} tokens, with independent noise {b:.2f}: "
+                + ("drawing the randomness first, and drafting for it, is what makes sampled decoding fast."
+                   if a > 1.2 * b else "sharing it matters little here." if a < 1.05 * b else
+                   "sharing it helps somewhat."))
 
     def drafts(self):
         rows = []
@@ -373,21 +406,26 @@ class Report:
                 rows.append([HOW[how], f"{role}, {model['parameters'] / 1e6:.1f} M", f"{spec['tokens_per_pass']:.2f}",
                              times(data.speed_up(bench, "speculative")), f"{staged['tokens_per_pass']:.2f}",
                              times(data.speed_up(bench, "staged"))])
-        self.draft_table = table(("sampling", "draft", "speculative: tokens a pass", "speed-up", "staged: tokens a pass",
+        draft_table = table(("sampling", "draft", "speculative: tokens a pass", "speed-up", "staged: tokens a pass",
                                   "speed-up"), rows)
         told = []
         for how in HOW:
             big, small = self.benches.get(f"variants-{how}"), self.benches.get(f"small-{how}")
             if big and small:
                 a, b = data.speed_up(big, "staged"), data.speed_up(small, "staged")
-                told.append(f"{HOW[how]} the {'larger' if a > b else 'smaller'} draft wins, {times(max(a, b))} against "
+                told.append(f"{HOW[how]}, staged, the {'larger' if a > b else 'smaller'} draft wins, {times(max(a, b))} against "
                             f"{times(min(a, b))}")
+        useless = [data.speed_up(self.benches[f"random-{how}"], "speculative") for how in HOW
+                   if f"random-{how}" in self.benches]
+        if useless:
+            told.append(f"a useless draft leaves {times(min(useless))} of plain decoding's speed at worst"
+                        + (" (mark: 0.97×)" if min(useless) >= 0.97 else ", **below the mark of 0.97×**"))
         self.say("**Drafts, good and bad.** The random draft was never trained; it shows what a useless draft costs.",
-                 self.draft_table, f"Staged, {'; '.join(told)}." if told else "")
+                 draft_table, capital("; ".join(told)) + "." if told else "")
 
     def ngrams(self):
         sizes = self.setup["ngram_bytes"]
-        rows, gains = [], {}
+        rows, brought = [], []
         for role, bench in (("none", self.benches.get("variants-sampled")), ("1", self.benches.get("ngram-1-sampled")),
                             ("5", self.benches.get("ngram-5-sampled")), ("pack", self.benches.get("variants-sampled"))):
             if not bench:
@@ -395,15 +433,14 @@ class Report:
             m = data.mode(bench, "speculative" if role == "none" else "staged")
             what = {"none": "none, and no text so far", "pack": f"the one used above, {megabytes(sizes['pack'])}"}.get(
                 role, f"{number(self.setup['ngram_tokens'])} tokens, {megabytes(sizes.get(role, 0))}")
-            gains[role] = data.speed_up(bench, m["mode"])
-            rows.append([what, f"{m['tokens_per_pass']:.2f}", times(gains[role])])
+            if role != "none":
+                brought.append(m["tokens_per_pass"])
+            rows.append([what, f"{m['tokens_per_pass']:.2f}", times(data.speed_up(bench, m["mode"]))])
+        apart = max(brought) / min(brought) - 1 if brought else 0
         self.say(f"**The n-gram file's size** ({HOW['sampled']}, staged). Each file was fitted on text the draft wrote at "
-                 "T = 1.5 and pruned to its size.", table(("n-gram file", "tokens a pass", "speed-up"), rows))
-        sized = {k: v for k, v in gains.items() if k != "none"}
-        if len(sized) > 1:
-            apart = max(sized.values()) / min(sized.values())
-            self.say(f"Best and worst file are {percent(apart - 1)} apart"
-                     + (", within what this machine's noise lets one see." if apart < 1.05 else "."))
+                 "T = 1.5 and pruned to its size.", table(("n-gram file", "tokens a pass", "speed-up"), rows),
+                 f"The files' tokens a pass lie {percent(apart)} apart"
+                 + (": its size hardly matters." if apart < 0.05 else "."))
 
     def spread(self):
         sets, rows = [], []
@@ -436,7 +473,7 @@ class Report:
     def below(self, label, values):
         slow = sum(v < 1 for v in values)
         word = "no prompt is slower than plain" if slow == 0 else f"{slow} of {len(values)} slower than plain"
-        return (f"{label.capitalize()}: {times(min(values))} to {times(max(values))}, median "
+        return (f"{capital(label)}: {times(min(values))} to {times(max(values))}, median "
                 f"{times(data.median(values))}; {word}.")
 
     def why(self, how):
@@ -447,7 +484,7 @@ class Report:
         if of_pass is None or of_text is None:
             return ""
         strong = lambda r: "strongly" if abs(r) >= 0.7 else "moderately" if abs(r) >= 0.4 else "hardly"
-        return (f"{HOW[how].capitalize()}: a prompt's speed-up goes {strong(of_pass)} with its tokens a pass (rank "
+        return (f"{capital(HOW[how])}: a prompt's speed-up goes {strong(of_pass)} with its tokens a pass (rank "
                 f"correlation {of_pass:.2f} over {len(values)} prompts) and {strong(of_text)} with how much its answer "
                 f"repeats itself ({of_text:.2f} over {len(known)}).")
 
