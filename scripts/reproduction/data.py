@@ -103,25 +103,14 @@ def rows_per_pass(m):
 
 
 def step_ms(m):
-    """Where the time of one step (one target pass) goes, in ms; 'rest' is what no stage's clock covers."""
-    parts = {k[:-2]: 1e3 * v / m["target_passes"] for k, v in m["time"].items()}
-    parts["rest"] = max(0.0, 1e3 * m["seconds"] / m["target_passes"] - sum(parts.values()))
-    return parts
+    """Where the time of one step (one target pass) goes, in ms."""
+    return {k[:-2]: 1e3 * v / m["target_passes"] for k, v in m["time"].items()}
 
 
 def reach(m):
     """Share of target passes whose accepted path is at least d tokens long: [(d, share)] from d = 1."""
     return [(e["depth"], e["accepted"] / m["target_passes"]) for e in sorted(m["depth"], key=lambda e: e["depth"])
             if e["depth"] > 0 and e["proposed"] > 0]
-
-
-def by_stage(m):
-    """{stage: (proposed, accepted)}"""
-    out = {}
-    for e in m["ranks"]:
-        p, a = out.get(e["stage"], (0, 0))
-        out[e["stage"]] = (p + e["proposed"], a + e["accepted"])
-    return out
 
 
 def by_rank(m, stage):

@@ -221,17 +221,18 @@ class Report:
     def anatomy(self, benches):
         if not self.detailed():
             return []
-        head = ["sampling", "mode", "rows a pass", "target ms", "draft ms", "n-gram ms", "planning ms", "rest ms",
-                "step ms", "tokens a step"]
+        head = ["sampling", "mode", "rows a pass", "target ms", "draft ms", "n-gram and text ms", "choice ms",
+                "planning ms", "step ms", "tokens a step"]
         rows = []
         for how, bench in benches.items():
             for name in MODES:
                 m = data.mode(bench, name)
                 ms = data.step_ms(m)
                 rows.append([HOW[how], name, f"{data.rows_per_pass(m):.1f}",
-                             *(f"{ms.get(k, 0):.2f}" for k in ("target", "draft", "ngram", "planning", "rest")),
+                             *(f"{ms.get(k, 0):.2f}" for k in ("target", "draft", "ngram", "choice", "planning")),
                              f"{sum(ms.values()):.2f}", f"{m['tokens_per_pass']:.2f}"])
-        return ["**Where a step's time goes.** A step is one pass of the target and the drafting before it.",
+        return ["**Where a step's time goes.** A step is one pass of the target and the drafting before it; choice is the "
+                "target's token drawn from its logits, planning all that is left.",
                 table(head, rows), *(self.account(how, bench) for how, bench in benches.items())]
 
     def account(self, how, bench):
@@ -239,7 +240,7 @@ class Report:
         base, ms, spec_ms = (sum(data.step_ms(plain).values()), data.step_ms(m), data.step_ms(spec))
         target, others = ms["target"] / base, (sum(ms.values()) - ms["target"]) / base
         price = (f"{capital(HOW[how])}: a staged step costs {target:.2f} plain steps for the target's pass over "
-                 f"{data.rows_per_pass(m):.1f} rows and {others:.2f} for all drafting, and brings "
+                 f"{data.rows_per_pass(m):.1f} rows and {others:.2f} for drafting and the rest, and brings "
                  f"{m['tokens_per_pass']:.2f} tokens: {m['tokens_per_pass']:.2f} / {target + others:.2f} = "
                  f"{times(m['tokens_per_pass'] / (target + others))}.")
         lost = sorted(((target - 1, "rows that are not free"), (others, "drafting")), reverse=True)
@@ -312,16 +313,17 @@ class Report:
             m = data.mode(self.main[how], "staged")
             for stage in data.STAGES:
                 ranks = data.by_rank(m, stage)
-                if not sum(p for _, p, _ in ranks):
-                    continue
-                p, a = sum(p for _, p, _ in ranks), sum(a for _, _, a in ranks)
-                cells = [percent(x / q) if q else "" for _, q, x in ranks[:4]] + [""] * (4 - len(ranks[:4]))
-                rows.append([HOW[how], data.STAGE_NAMES[stage], number(p), number(a), percent(a / p), *cells,
-                             percent(a / m["tokens"])])
+                places = max((p for _, p, _ in ranks), default=0)
+                if places:
+                    hits = [percent(a / places) for _, _, a in ranks[:4]]
+                    rows.append([HOW[how], data.STAGE_NAMES[stage], number(places), *hits, *[""] * (4 - len(hits)),
+                                 percent(sum(a for _, _, a in ranks) / places),
+                                 percent(m["accepted"][stage] / m["tokens"])])
         if rows:
-            self.say("**Acceptance by stage and rank** (staged). Proposed: candidates the target scored; first … fourth: "
-                     "accepted share of a stage's candidates of that rank under their parent.",
-                     table(("sampling", "stage", "proposed", "accepted", "share", "first", "second", "third", "fourth",
+            self.say("**Acceptance by stage and rank** (staged). Of the places where the target chose a token and a stage "
+                     "had candidates: how often its first, second, … candidate was the choice. Last: the share of all "
+                     "tokens that the stage was first to find.",
+                     table(("sampling", "stage", "places", "first", "second", "third", "fourth", "any",
                             "of all tokens"), rows))
 
     def depth(self):
