@@ -81,17 +81,6 @@ def rows(path, sets):
 CELL, LINE, COLUMNS = 7.83, 19, 96  # of a 13 px monospaced face; textLength holds every viewer to it
 
 
-def whole(tokens):
-    """Tokens whose text is a part of a character joined with the next, under the first one's origin."""
-    out = []
-    for text, origin in tokens:
-        if out and "�" in out[-1][0]:
-            out[-1] = (out[-1][0].replace("�", "") + text, out[-1][1])
-        else:
-            out.append((text, origin))
-    return out
-
-
 class Page:
     def __init__(self):
         self.row = self.column = 0
@@ -126,7 +115,7 @@ class Page:
 def answer(path, prompt, tokens, title):
     page = Page()
     page.add(prompt, None, "#999999")
-    for text, origin in whole(tokens):
+    for text, origin in tokens:
         page.add(text, TINTS.get(origin, "#ffffff"))
     counts = {o: sum(origin == o for _, origin in tokens) for o in ("context", "ngram", "draft", "target")}
     width, height = 32 + COLUMNS * CELL, 64 + (page.row + 1) * LINE + 12

@@ -11,7 +11,7 @@ STAGE_NAMES = {"draft": "draft model", "ngram": "n-gram file", "context": "text 
 
 
 def load(path):
-    with open(path, encoding="utf-8", errors="replace") as file:  # a token may end inside a character
+    with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 

@@ -31,7 +31,8 @@ def parse():
         description="Repeats the experiment of the staged speculative decoding paper and writes what came out to "
                     "docs/reproduction.md. Stopped, the same command goes on where it was.",
         epilog="With models of your own: scripts/reproduce -m gpt2-large/ -d distilgpt2/ -o report/")
-    p.add_argument("--quick", action="store_true", help="20 prompts, 5 of them for the variants")
+    p.add_argument("--quick", action="store_true", help="20 prompts, 5 of them for comparing variants; half an hour "
+                   "instead of three")
     p.add_argument("--prompts", type=int, metavar="N", help="how many of HumanEval's 164 prompts, evenly spread [164]")
     p.add_argument("--tokens", type=int, metavar="N", default=128, help="tokens to write for each prompt [128]")
     p.add_argument("--some", type=int, metavar="N", help="prompts for the comparison of variants and drafts [20]")
@@ -41,10 +42,11 @@ def parse():
     p.add_argument("--small-draft", metavar="DRAFT", help="a second, smaller one [models/pycode-draft-small.gguf]")
     p.add_argument("--ngram", metavar="FILE", help="an n-gram file the draft wrote [models/pycode.ngram; with -d one "
                    "is fitted]")
-    p.add_argument("--ngram-tokens", type=int, metavar="N", default=1000000,
-                   help="tokens the draft writes for each n-gram file that is fitted here [1000000]")
+    p.add_argument("--ngram-tokens", type=int, metavar="N",
+                   help="tokens the draft writes for each n-gram file that is fitted here [1000000; --quick 200000]")
     p.add_argument("-o", "--output", metavar="DIR", help="where the report goes [docs; with -m build/own-report]")
     p.add_argument("--folder", help=argparse.SUPPRESS)
+    p.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     a = p.parse_args()
     if (a.model is None) != (a.draft is None):
         p.error("-m and -d belong together: a target and a draft of the same vocabulary")
@@ -53,11 +55,14 @@ def parse():
             p.error(f"--{name.replace('_', '-')}: found {getattr(a, name)}, expected at least 1")
     a.prompts = min(a.prompts or (20 if a.quick else 164), 164)
     a.some = min(a.some or (5 if a.quick else 20), a.prompts)
+    a.ngram_tokens = a.ngram_tokens or (200000 if a.quick else 1000000)
     for name in ("model", "draft", "small_draft", "ngram", "output"):  # given relative to where the user stands
         if a.folder and getattr(a, name):
             setattr(a, name, os.path.relpath(os.path.join(a.folder, getattr(a, name))))
         if name != "output" and getattr(a, name) and not os.path.exists(getattr(a, name)):
             p.error(f"{getattr(a, name)}: no such file or directory")
+    if a.check:
+        sys.exit(0)
     return a
 
 
@@ -117,7 +122,7 @@ class Experiment:
         for how in SAMPLING:
             if self.small_draft:
                 out += self.bench_steps("small", how, self.some, self.target, self.small_draft, self.ngram, 2)
-            out += self.bench_steps("random", how, self.some, self.target, self.path("random.gguf"), self.ngram, 2)
+            out += self.bench_steps("random", how, self.some, self.target, self.path("random.gguf"), self.ngram, 5)
         for mb in (1, 5):
             file = self.path(f"ngram-{mb}.ngram")
             out.append((f"n-gram file of {mb} MB", file, self.a.ngram_tokens / 5e3,
