@@ -17,7 +17,7 @@ def gnuplot(path, width, height, lines):
               "background '#ffffff'",
               f"set output '{temporary}'", "set border 3 lc rgb '#444444'",
               "set tics nomirror out scale 0.6, 0.3 tc rgb '#444444'",
-              "set grid ytics lt 1 lc rgb '#e6e6e6'", "set key top right samplen 2 tc rgb '#222222'", *lines,
+              "set grid ytics lt 1 lc rgb '#e6e6e6'", "set key above maxrows 2 samplen 2 tc rgb '#222222'", *lines,
               "unset output"]
     done = subprocess.run(["gnuplot", "-"], input="\n".join(script) + "\n", text=True, capture_output=True)
     if done.returncode != 0 or not os.path.exists(temporary) or not os.path.getsize(temporary):

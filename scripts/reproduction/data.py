@@ -131,20 +131,16 @@ def per_prompt(bench, name):
 
 # ---- texts ----
 
-def pieces(report):
-    return [(p["text"], p["from"]) for p in report.get("pieces", [])]
-
-
-def repetition(report):
-    """Share of an answer's token triples that stood in it before."""
-    texts = [text for text, _ in pieces(report)]
+def repetition(pieces):
+    """Share of an answer's token triples that stood in it before; pieces: [(text, origin), ...]."""
+    texts = [text for text, _ in pieces]
     triples = list(zip(texts, texts[1:], texts[2:]))
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
-def blank(report):
+def blank(pieces):
     """Share of an answer's characters that are blank space."""
-    text = "".join(text for text, _ in pieces(report))
+    text = "".join(text for text, _ in pieces)
     return sum(c.isspace() for c in text) / len(text) if text else 0.0
 
 

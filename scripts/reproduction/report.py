@@ -164,7 +164,10 @@ class Report:
                 f"{percent(worst[0])} of the token triples or fewer had stood there before.")
 
     def repetition(self, answer):
-        return data.repetition({"pieces": [{"text": t, "from": o} for t, o in answer["pieces"]]})
+        return data.repetition(answer["pieces"])
+
+    def blank(self, answer):
+        return data.blank(answer["pieces"])
 
     # ---- 1 ----
 
@@ -213,10 +216,10 @@ class Report:
         earned = [how for how in HOW if gains[how] >= 1.1]
         listed = " and ".join(f"{times(gains[how])} ({HOW[how]})" for how in HOW)
         verdict = ("it earns its place (mark: 1.10×) in both" if len(earned) == 2 else
-                   f"it earns its place (mark: 1.10×) {HOW[earned[0]]} only" if earned else
+                   f"it earns its place (mark: 1.10×) with {HOW[earned[0]]} only" if earned else
                    "**it stays below the mark of 1.10×**")
         out.append(f"- The second stage brings {listed} over the first alone; {verdict}.")
-        return ["\n".join(out)]
+        return ["Beside the marks this project set itself:", "\n".join(out)]
 
     def anatomy(self, benches):
         if not self.detailed():
@@ -244,16 +247,16 @@ class Report:
                  f"{m['tokens_per_pass']:.2f} tokens: {m['tokens_per_pass']:.2f} / {target + others:.2f} = "
                  f"{times(m['tokens_per_pass'] / (target + others))}.")
         lost = sorted(((target - 1, "rows that are not free"), (others, "drafting")), reverse=True)
-        bound = "" if lost[0][0] < 0.15 else (f" What stands most in the way is {lost[0][1]}: without it the same tokens "
-                                              f"would give {times(m['tokens_per_pass'] / (target + others - lost[0][0]))}.")
+        bound = "" if lost[0][0] < 0.15 else (f" Most in the way: {lost[0][1]}; at no cost there, the same "
+                                              f"tokens would give {times(m['tokens_per_pass'] / (target + others - lost[0][0]))}.")
         per_token = [s["stage_passes"]["draft"] / s["tokens"] for s in (spec, m)]
         saved = 1 - per_token[1] / per_token[0] if per_token[0] else 0
         stage = (f" The second stage saves {percent(saved)} of the draft's passes ({per_token[0]:.2f} → "
                  f"{per_token[1]:.2f} a token)" if saved > 0.02 else
                  f" The second stage saves no draft passes ({per_token[0]:.2f} → {per_token[1]:.2f} a token)")
         share = spec_ms["draft"] / sum(spec_ms.values())
-        stage += (f"; they are {percent(share)} of a speculative step's time, which bounds what it can save at "
-                  f"{times(1 / (1 - share)) if share < 1 else 'all'} for the same tokens.")
+        stage += (f". Those passes are {percent(share)} of a speculative step's time: a second stage that made them free "
+                  f"would bring {times(1 / (1 - share))} for the same tokens, and no more.")
         return price + bound + stage
 
     # ---- 2, 3 ----
@@ -391,10 +394,10 @@ class Report:
         if not bench or not data.mode(bench, "independent"):
             return ""
         a, b = (data.mode(bench, n)["tokens_per_pass"] for n in ("staged", "independent"))
-        return (f"With shared noise a sampled pass brings {a:.2f} tokens, with independent noise {b:.2f}: "
-                + ("drawing the randomness first, and drafting for it, is what makes sampled decoding fast."
-                   if a > 1.2 * b else "sharing it matters little here." if a < 1.05 * b else
-                   "sharing it helps somewhat."))
+        more = a / b - 1
+        return (f"With shared noise a sampled pass brings {a:.2f} tokens, with independent noise {b:.2f}: drawing the "
+                "randomness first, and drafting for it, "
+                + (f"brings {percent(more)} more tokens a pass." if more > 0.02 else "brings nothing here."))
 
     def drafts(self):
         rows = []
@@ -438,7 +441,9 @@ class Report:
             if role != "none":
                 brought.append(m["tokens_per_pass"])
             rows.append([what, f"{m['tokens_per_pass']:.2f}", times(data.speed_up(bench, m["mode"]))])
-        apart = max(brought) / min(brought) - 1 if brought else 0
+        if len(brought) < 2:
+            return
+        apart = max(brought) / min(brought) - 1
         self.say(f"**The n-gram file's size** ({HOW['sampled']}, staged). Each file was fitted on text the draft wrote at "
                  "T = 1.5 and pruned to its size.", table(("n-gram file", "tokens a pass", "speed-up"), rows),
                  f"The files' tokens a pass lie {percent(apart)} apart"
@@ -455,10 +460,9 @@ class Report:
                 answer = self.answer(how, prompt)
                 found = {o: sum(p[1] == o for p in answer["pieces"]) for o in ("draft", "ngram", "context")}
                 total = max(1, len(answer["pieces"]))
-                blank = data.blank({"pieces": [{"text": t, "from": o} for t, o in answer["pieces"]]})
                 rows.append([HOW[how], which, f"{answer['task'].split('/')[-1]} ({answer['function']})", times(ratio),
                              f"{values[prompt][1]:.2f}", *(percent(found[o] / total) for o in found),
-                             percent(self.repetition(answer)), percent(blank)])
+                             percent(self.repetition(answer)), percent(self.blank(answer))])
         if not sets:
             return
         charts.prompts(self.figure("prompts.svg"), sets)
@@ -522,11 +526,13 @@ class Report:
                          "real GPT-2 Large. The table of drafts above shows how the result moves with agreement"
                          + self.moves() + ".")
         for how in HOW:
-            repeated = data.median([self.repetition(a) for a in self.answers[how] if a["pieces"]])
-            lines.append(f"- **Text, {HOW[how]}.** In the median of {len(self.answers[how])} answers {percent(repeated)} "
-                         "of the token triples had stood there before"
-                         + (": text this repetitive is far easier to draft than a useful answer."
-                            if repeated > 0.5 else "."))
+            written = [a for a in self.answers[how] if a["pieces"]]
+            repeated = data.median([self.repetition(a) for a in written])
+            blank = data.median([self.blank(a) for a in written])
+            lines.append(f"- **Text, {HOW[how]}.** In the median of {len(written)} answers {percent(repeated)} of the token "
+                         f"triples had stood there before and {percent(blank)} of the characters are blank"
+                         + (": text like this is far easier to draft than a useful answer."
+                            if repeated > 0.5 or blank > 0.6 else "."))
         lines.append(f"- **One machine, shared.** Its reads were measured between "
                      f"{min(b['machine']['read_gb_per_s'] for b in self.benches.values()):.1f} and "
                      f"{max(b['machine']['read_gb_per_s'] for b in self.benches.values()):.1f} GB/s during the runs. Ratios "

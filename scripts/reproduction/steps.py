@@ -142,7 +142,7 @@ class Experiment:
         for number, group in enumerate(groups):
             part = f"{name}-{how}-{number + 1}"
             title = f"{name}, {how}" + (f", part {number + 1} of {len(groups)}" if len(groups) > 1 else "")
-            seconds = 6 + (len(group) * self.a.tokens * (1 / self.rate + modes / (3 * self.rate)) / speed
+            seconds = 6 + 1.5 * modes + (len(group) * self.a.tokens * (1 / self.rate + modes / (3 * self.rate)) / speed
                            if self.rate else 0)
             run = lambda part=part, group=group: self.bench(part, how, group, target, draft, ngram, further)
             out.append((title, self.path(part + ".json"), seconds, run))

@@ -77,7 +77,7 @@ class Statistics(unittest.TestCase):
         self.assertIsNone(data.rank_correlation([1, 1, 1], [1, 2, 3]))
 
     def test_repetition(self):
-        words = lambda text: {"pieces": [{"text": w, "from": "draft"} for w in text.split()]}
+        words = lambda text: [[word, "draft"] for word in text.split()]
         self.assertEqual(data.repetition(words("a b c d e")), 0)
         self.assertAlmostEqual(data.repetition(words("a b c a b c")), 1 / 4)
         self.assertEqual(data.repetition(words("a")), 0)
