@@ -26,6 +26,7 @@ typedef struct ust_train_options {
   const char *heldout; /* the same, never trained on; NULL: none */
   const ust_tokenizer *tokenizer;
   const ust_weights *teacher; /* NULL: train on the text alone */
+  bool own_text;              /* every second window is of text the teacher writes before the first step */
   int width, layers, heads, context;
   int steps, batch; /* batch: tokens of a step, rounded down to whole windows */
   float rate;       /* highest learning rate */
