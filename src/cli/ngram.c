@@ -152,8 +152,8 @@ static understudy_status fit_ngram(const ngram_options *o, understudy_error *err
   if (o->tokens > 0) status = ust_weights_open(o->models.model, &weights, err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(o->models.model, weights, &tokenizer, err);
   if (status == UNDERSTUDY_OK)
-    status = ust_ngram_fit_create((int)ust_tokenizer_vocabulary(tokenizer)->count,
-                                  ust_tokenizer_fingerprint(tokenizer), &fit, err);
+    status = ust_ngram_fit_create((int)ust_tokenizer_vocabulary(tokenizer)->count, ust_tokenizer_fingerprint(tokenizer),
+                                  &fit, err);
   if (status == UNDERSTUDY_OK) status = count_all(o, weights, tokenizer, fit, err);
   ust_cli_progress_clear();
   ust_ngram_fit_free(fit);
@@ -169,7 +169,9 @@ int ust_cli_ngram(int argc, char **argv) {
        .required = true},
       {UST_TEXT("output", 'o', &o.output, "FILE", "the n-gram file to write"), .required = true},
       UST_OPTIONS_TOKENS(&o.tokens, "tokens the draft writes [1000000; 0 with --corpus]"),
-      {UST_TEXT("corpus", 0, &o.corpus, "FILE", "text to count instead of the draft's, or with --tokens\nbesides it; a zero byte ends a document; '-': stdin")},
+      {UST_TEXT("corpus", 0, &o.corpus, "FILE",
+                "text to count instead of the draft's, or with --tokens\nbesides it; a zero byte ends a document; '-': "
+                "stdin")},
       {UST_REAL("temperature", &o.temperature, "T", "of the draft's text, at least 0.01 [1.5]", 0.01, 1e30),
        .expected = "a finite number, 0.01 or more"},
       UST_OPTIONS_SEED(&o.seed),

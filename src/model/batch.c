@@ -26,7 +26,7 @@ struct ust_batch {
   char *norm, *heads, *hidden;
   char *scratch; /* [threads] */
   size_t scratch_bytes;
-  float *logits; /* [threads, texts, UST_LOGIT_STRIDE] */
+  float *logits;                /* [threads, texts, UST_LOGIT_STRIDE] */
   float *norm_gain, *norm_bias; /* the last ones, divided by the temperature */
   ust_barrier barrier;
 };
@@ -93,8 +93,8 @@ static void drop_weights(ust_batch *b) {
   ust_free(b->layers);
 }
 
-understudy_status ust_batch_create(const ust_model *model, int texts, int context, float temperature,
-                                   ust_batch **batch, understudy_error *err) {
+understudy_status ust_batch_create(const ust_model *model, int texts, int context, float temperature, ust_batch **batch,
+                                   understudy_error *err) {
   const ust_config *c = &model->config;
   const ust_kernels *kernels = model->kernels;
   assert(texts > 0 && context > 0 && context <= c->context && temperature > 0);
@@ -144,8 +144,8 @@ understudy_status ust_batch_create(const ust_model *model, int texts, int contex
 void ust_batch_free(ust_batch *b) {
   if (!b) return;
   drop_weights(b);
-  void *const parts[] = {b->kv,    b->keys,   b->residual, b->qkv,       b->norm,
-                         b->heads, b->hidden, b->scratch,  b->logits,    b->norm_gain, b->norm_bias};
+  void *const parts[] = {b->kv,     b->keys,    b->residual, b->qkv,       b->norm,     b->heads,
+                         b->hidden, b->scratch, b->logits,   b->norm_gain, b->norm_bias};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) ust_free(parts[i]);
   ust_free(b);
 }

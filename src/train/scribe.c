@@ -15,7 +15,7 @@
 #include "train/scribe.h"
 
 enum { TEXTS = 128, LEAST_TEXTS = 16 }; /* at a time */
-#define MOST_KV_BYTES (1ull << 31) /* of all texts: a large model writes fewer at a time */
+#define MOST_KV_BYTES (1ull << 31)      /* of all texts: a large model writes fewer at a time */
 
 /* The best block of the vocabulary a thread has seen, and the token drawn from it. */
 typedef struct drawn {
@@ -93,8 +93,7 @@ static void draw_all(writing *w) {
 /* ---- writing ---- */
 
 static understudy_status hand_over(writing *w, int place, understudy_error *err) {
-  return w->options->take(w->options->user, w->text + (size_t)place * (size_t)w->longest, (size_t)w->count[place],
-                          err);
+  return w->options->take(w->options->user, w->text + (size_t)place * (size_t)w->longest, (size_t)w->count[place], err);
 }
 
 /* One token more for each of the first `wanted` texts. */
