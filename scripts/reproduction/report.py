@@ -1,12 +1,11 @@
 """Writes reproduction.md and its charts from the measurements alone: every number and every sentence that depends on
 one is chosen here. Can be run by itself: report.py MEASUREMENTS_DIR OUTPUT_DIR"""
 import os
-import re
 import sys
-import textwrap
 
 import charts
 import data
+from prose import capital, ending, megabytes, number, percent, table, times, wrapped
 
 # Spector & Ré 2023, arXiv 2308.04623, tables 1 and 2; the speed-ups of staged decoding as its text gives them.
 PAPER = {"greedy": {"tokens_per_s": {"plain": 150, "speculative": 350, "staged": 475},
@@ -23,48 +22,6 @@ WHAT = {"plain": "plain", "speculative": "speculative: the draft model drafts",
         "no-context": "staged without the text so far", "context": "the text so far alone, no draft, no file",
         "likeliest": "staged, stages rank by likelihood, without noise",
         "independent": "staged, stages rank with noise of their own"}
-
-
-def table(head, rows):
-    """Columns of figures are set to the right."""
-    figures = lambda i: all(re.match(r"[\d.,]*( |×|$)", str(row[i])) for row in rows)
-    align = "|".join("---:" if i and figures(i) else "---" for i in range(len(head)))
-    return "\n".join(["| " + " | ".join(head) + " |", f"|{align}|",
-                      *("| " + " | ".join(str(c) for c in row) + " |" for row in rows)])
-
-
-def wrapped(paragraph):
-    """Prose in lines of 120 columns, so that a changed number is a small difference; tables, code and lists as such."""
-    if paragraph.startswith(("|", "```", "#", "![")):
-        return paragraph
-    lines = paragraph.split("\n")
-    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  " if line.startswith("- ") else "",
-                                   break_long_words=False, break_on_hyphens=False) for line in lines)
-
-
-def capital(text):
-    return text[:1].upper() + text[1:]
-
-
-def percent(share):
-    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
-
-
-def times(ratio):
-    return f"{ratio:.2f}×"
-
-
-def number(count):
-    return f"{count:,}"
-
-
-def megabytes(size):
-    return f"{size / 1e6:.1f} MB" if size < 1e8 else f"{size / 1e6:.0f} MB"
-
-
-def ending(text, lines=12):
-    kept = text.rstrip("\n").split("\n")[-lines:]
-    return ("…\n" if len(kept) < text.rstrip("\n").count("\n") + 1 else "") + "\n".join(kept) + text[len(text.rstrip("\n")):]
 
 
 class Report:
