@@ -2,6 +2,9 @@
 import re
 import textwrap
 
+HOW = {"greedy": "greedy", "sampled": "top-k 50, T = 1"}
+MODES = ("plain", "speculative", "staged")
+
 
 def table(head, rows):
     """Columns of figures are set to the right."""
@@ -41,5 +44,7 @@ def megabytes(size):
 
 
 def ending(text, lines=12):
-    kept = text.rstrip("\n").split("\n")[-lines:]
-    return ("…\n" if len(kept) < text.rstrip("\n").count("\n") + 1 else "") + "\n".join(kept) + text[len(text.rstrip("\n")):]
+    """The last lines of a text, with a mark where there were more."""
+    all_lines = text.rstrip("\n").split("\n")
+    newlines = text[len(text.rstrip("\n")):]
+    return ("…\n" if len(all_lines) > lines else "") + "\n".join(all_lines[-lines:]) + newlines

@@ -5,7 +5,8 @@ import sys
 
 import charts
 import data
-from prose import capital, ending, megabytes, number, percent, table, times, wrapped
+from ablations import Ablations
+from prose import HOW, MODES, capital, ending, megabytes, number, percent, table, times, wrapped
 
 # Spector & Ré 2023, arXiv 2308.04623, tables 1 and 2; the speed-ups of staged decoding as its text gives them.
 PAPER = {"greedy": {"tokens_per_s": {"plain": 150, "speculative": 350, "staged": 475},
@@ -14,17 +15,9 @@ PAPER = {"greedy": {"tokens_per_s": {"plain": 150, "speculative": 350, "staged":
          "sampled": {"tokens_per_s": {"plain": 150, "speculative": 219, "staged": 298},
                      "speed_up": {"plain": 1, "speculative": 219 / 150, "staged": 1.98},
                      "bytes": {"plain": 1, "speculative": 0.48, "staged": 0.35}}}
-HOW = {"greedy": "greedy", "sampled": "top-k 50, T = 1"}
-MODES = ("plain", "speculative", "staged")
-WHAT = {"plain": "plain", "speculative": "speculative: the draft model drafts",
-        "staged": "staged: the draft model, drafted for by n-gram file and text so far",
-        "chain": "staged, but a chain of 4", "tree": "staged, but one fixed tree",
-        "no-context": "staged without the text so far", "context": "the text so far alone, no draft, no file",
-        "likeliest": "staged, stages rank by likelihood, without noise",
-        "independent": "staged, stages rank with noise of their own"}
 
 
-class Report:
+class Report(Ablations):
     def __init__(self, records, output):
         self.records, self.output = records, output
         self.setup = data.load(os.path.join(records, "setup.json"))
@@ -51,8 +44,8 @@ class Report:
         s, bench = self.setup, self.main["sampled"]
         target = bench["target"]
         models = s["models"]
-        shape = lambda role: (f"{models[role]['parameters'] / 1e6:.1f} M parameters, {models[role]['layers']} layers of "
-                              f"width {models[role]['width']}")
+        shape = lambda role: (f"{models[role]['parameters'] / 1e6:.1f} M parameters, {models[role]['layers']} layers "
+                              f"of width {models[role]['width']}")
         grown = "" if s["own"] else (f", grown from {models['small target']['file']} "
                                      f"({models['small target']['parameters'] / 1e6:.1f} M)")
         rows = [("machine", f"{s['cpu']}, {bench['threads']} threads, {bench['isa']} kernels; "
@@ -65,8 +58,8 @@ class Report:
             rows.append(("small draft", f"{models['small draft']['file']}: {shape('small draft')}, "
                                         f"{megabytes(models['small draft']['bytes'])}"))
         rows.append(("n-gram file", f"Katz back-off trigram, {megabytes(s['ngram_bytes']['pack'])}"))
-        rows.append(("prompts", f"{len(s['prompts'])} of HumanEval's 164, {s['tokens']} tokens written for each, one at "
-                                f"a time; comparisons of variants on {len(s['some'])} of them, spread evenly"))
+        rows.append(("prompts", f"{len(s['prompts'])} of HumanEval's 164, {s['tokens']} tokens written for each, one "
+                                f"at a time; comparisons of variants on {len(s['some'])} of them, spread evenly"))
         builds = len(s["programs"])
         rows.append(("measured", f"{' to '.join(dict.fromkeys((s['dates'][0], s['dates'][-1])))}, "
                                  f"{s['seconds'] / 60:.0f} minutes"
@@ -96,7 +89,8 @@ class Report:
         """Answers written by 'run' whose text is not the one 'bench' compared."""
         out = []
         for how, answers in self.answers.items():
-            known = {e["prompt"]: e.get("text_sha256") for e in data.mode(self.main[how], "plain").get("per_prompt", [])}
+            compared = data.mode(self.main[how], "plain").get("per_prompt", [])
+            known = {e["prompt"]: e.get("text_sha256") for e in compared}
             out += [f"'run' on {a['task']} ({HOW[how]})" for a in answers
                     if known.get(a["prompt"]) not in (None, a["text_sha256"])]
         return out
@@ -108,8 +102,9 @@ class Report:
             paper = PAPER[how]["speed_up"]["staged"]
             bytes_ours = data.mode(self.main[how], "staged")["bytes_vs_plain"]
             word = "more than" if ours > 1.02 * paper else "less than" if ours < 0.98 * paper else "as much as"
-            lines.append(f"- {HOW[how]}: staged decoding is {times(ours)} plain, {word} the paper's {times(paper)}, and "
-                         f"reads {bytes_ours:.2f} of the bytes a token (paper: {PAPER[how]['bytes']['staged']:.2f}).")
+            lines.append(f"- {HOW[how]}: staged decoding is {times(ours)} plain, {word} the paper's {times(paper)}, "
+                         f"and reads {bytes_ours:.2f} of the bytes a token (paper: "
+                         f"{PAPER[how]['bytes']['staged']:.2f}).")
         return "\n".join(lines + [self.threat_in_a_line()])
 
     def threat_in_a_line(self):
@@ -163,7 +158,8 @@ class Report:
         for how, least, aim, most_bytes in (("greedy", 3.16, 4.35, 0.23), ("sampled", 2.5, 3.16, 0.30)):
             ours = data.speed_up(self.main[how], "staged")
             read = data.mode(self.main[how], "staged")["bytes_vs_plain"]
-            met = (f"above the aim of {times(aim)}" if ours >= aim else f"above the mark of {times(least)}, below the aim "
+            met = (f"above the aim of {times(aim)}" if ours >= aim else f"above the mark of {times(least)}, below the "
+                                                                        "aim "
                    f"of {times(aim)}" if ours >= least else f"**below the mark of {times(least)}**")
             bytes_met = "within" if read <= most_bytes else "**above**"
             out.append(f"- {HOW[how]}: {times(ours)} is {met}; {read:.2f} of plain's bytes is {bytes_met} the limit of "
@@ -191,8 +187,8 @@ class Report:
                 rows.append([HOW[how], name, f"{data.rows_per_pass(m):.1f}",
                              *(f"{ms.get(k, 0):.2f}" for k in ("target", "draft", "ngram", "choice", "planning")),
                              f"{sum(ms.values()):.2f}", f"{m['tokens_per_pass']:.2f}"])
-        return ["**Where a step's time goes.** A step is one pass of the target and the drafting before it; choice is the "
-                "target's token drawn from its logits, planning all that is left.",
+        return ["**Where a step's time goes.** A step is one pass of the target and the drafting before it; choice is "
+                "the target's token drawn from its logits, planning all that is left.",
                 table(head, rows), *(self.account(how, bench) for how, bench in benches.items())]
 
     def account(self, how, bench):
@@ -205,14 +201,16 @@ class Report:
                  f"{times(m['tokens_per_pass'] / (target + others))}.")
         lost = sorted(((target - 1, "rows that are not free"), (others, "drafting")), reverse=True)
         bound = "" if lost[0][0] < 0.15 else (f" Most in the way: {lost[0][1]}; at no cost there, the same "
-                                              f"tokens would give {times(m['tokens_per_pass'] / (target + others - lost[0][0]))}.")
+                                              f"tokens would give "
+                                              f"{times(m['tokens_per_pass'] / (target + others - lost[0][0]))}.")
         per_token = [s["stage_passes"]["draft"] / s["tokens"] for s in (spec, m)]
         saved = 1 - per_token[1] / per_token[0] if per_token[0] else 0
         stage = (f" The second stage saves {percent(saved)} of the draft's passes ({per_token[0]:.2f} → "
                  f"{per_token[1]:.2f} a token)" if saved > 0.02 else
                  f" The second stage saves no draft passes ({per_token[0]:.2f} → {per_token[1]:.2f} a token)")
         share = spec_ms["draft"] / sum(spec_ms.values())
-        stage += (f". Those passes are {percent(share)} of a speculative step's time: a second stage that made them free "
+        stage += (f". Those passes are {percent(share)} of a speculative step's time: a second stage that made them "
+                  "free "
                   f"would bring {times(1 / (1 - share))} for the same tokens, and no more.")
         return price + bound + stage
 
@@ -221,10 +219,13 @@ class Report:
     def section_roofline(self):
         m = {n: data.mode(self.main["greedy"], n) for n in MODES}
         self.say("## 2. The roofline (the paper's figure 1)",
-                 "![Roofline: this machine with our three dots, the RTX 4090 with the paper's](reproduction/roofline.svg)",
-                 f"*Greedy. Plain decoding sits on the slope where memory is the limit, at {m['plain']['flop_per_byte']:.1f} "
+                 "![Roofline: this machine with our three dots, the RTX 4090 with the "
+                 "paper's](reproduction/roofline.svg)",
+                 f"*Greedy. Plain decoding sits on the slope where memory is the limit, at "
+                 f"{m['plain']['flop_per_byte']:.1f} "
                  f"FLOP a byte; staged does {m['staged']['flop_per_byte']:.0f} FLOP for each byte it reads and "
-                 f"{m['staged']['flop_per_s'] / m['plain']['flop_per_s']:.1f} times the arithmetic a second. (Paper: from "
+                 f"{m['staged']['flop_per_s'] / m['plain']['flop_per_s']:.1f} times the arithmetic a second. (Paper: "
+                 "from "
                  "about 1 to about 30 FLOP a byte, and 4 times the arithmetic.)*")
 
     def middle(self, how):
@@ -251,205 +252,9 @@ class Report:
         self.say("## 3. Who found which token (the idea of the paper's figure 3)",
                  f"![An answer with each token tinted by its origin](reproduction/answer.svg)",
                  f"*{answer['task']} ({answer['function']}), {which}. The prompt is grey; of the answer's "
-                 f"{len(answer['pieces'])} tokens the target had to find {target} itself, one for each of its passes; the "
+                 f"{len(answer['pieces'])} tokens the target had to find {target} itself, one for each of its passes; "
+                 "the "
                  "others it only had to confirm.* In a terminal: `understudy run --color`, with the same tints.")
-
-    # ---- 4 ----
-
-    def section_ablations(self):
-        self.say("## 4. What the paper leaves out")
-        if self.detailed():
-            self.stages()
-            self.depth()
-            self.tree_sizes()
-        self.variants()
-        self.drafts()
-        self.ngrams()
-        self.spread()
-
-    def stages(self):
-        rows = []
-        for how in HOW:
-            m = data.mode(self.main[how], "staged")
-            for stage in data.STAGES:
-                ranks = data.by_rank(m, stage)
-                places = max((p for _, p, _ in ranks), default=0)
-                if places:
-                    hits = [percent(a / places) for _, _, a in ranks[:4]]
-                    rows.append([HOW[how], data.STAGE_NAMES[stage], number(places), *hits, *[""] * (4 - len(hits)),
-                                 percent(sum(a for _, _, a in ranks) / places),
-                                 percent(m["accepted"][stage] / m["tokens"])])
-        if rows:
-            self.say("**Acceptance by stage and rank** (staged). Of the places where the target chose a token and a stage "
-                     "had candidates: how often its first, second, … candidate was the choice. Last: the share of all "
-                     "tokens that the stage was first to find.",
-                     table(("sampling", "stage", "places", "first", "second", "third", "fourth", "any",
-                            "of all tokens"), rows))
-
-    def depth(self):
-        curves = [(f"{name}, {HOW[how]}", data.reach(data.mode(self.main[how], name)), colour, dash)
-                  for how, colour in (("greedy", charts.BLUE), ("sampled", charts.RED))
-                  for name, dash in (("staged", 1), ("speculative", 2))]
-        charts.depth(self.figure("depth.svg"), curves)
-        halves = {how: next((d for d, share in data.reach(data.mode(self.main[how], "staged")) if share < 0.5), None)
-                  for how in HOW}
-        told = " and ".join(f"{halves[how] - 1} ({HOW[how]})" for how in HOW if halves[how])
-        self.say("**Acceptance by depth.**", "![How far the accepted path of a pass reaches](reproduction/depth.svg)",
-                 "*A curve's height at depth d: the share of target passes that accept at least d candidates in a row."
-                 + (f" Half of all staged passes accept {told} or more.*" if told else "*"))
-
-    def tree_sizes(self):
-        sets, told = [], []
-        for how, colour in (("greedy", charts.BLUE), ("sampled", charts.RED)):
-            m = data.mode(self.main[how], "staged")
-            passes = sum(r["passes"] for r in m["rows"])
-            shares = {r["rows"]: r["passes"] / passes for r in m["rows"]}
-            sets.append((HOW[how], shares, colour))
-            told.append(f"{data.rows_per_pass(m):.1f} on average {HOW[how]}, the most frequent "
-                        f"{max(shares, key=shares.get)}")
-        charts.rows(self.figure("rows.svg"), sets)
-        self.say("**Tree sizes the planner chose** (staged).",
-                 "![Histogram of rows of a target pass](reproduction/rows.svg)", f"*Rows of a pass: {'; '.join(told)}.*")
-
-    def variants(self):
-        told = {}
-        for how in HOW:
-            bench = self.benches.get(f"variants-{how}")
-            if not bench or len(bench["modes"]) <= 3:
-                continue
-            names = [m["mode"] for m in bench["modes"]]
-            gains = told[how] = {n: data.speed_up(bench, n) for n in names}
-            rows = []
-            for name in names:
-                m = data.mode(bench, name)
-                rows.append([WHAT.get(name, name), f"{m['tokens_per_s']:.1f}", times(gains[name]),
-                             f"{m['tokens_per_pass']:.2f}",
-                             *([f"{data.rows_per_pass(m):.1f}", f"{m['stage_passes']['draft'] / m['tokens']:.2f}"]
-                               if "rows" in m else ["", ""]), f"{m['bytes_vs_plain']:.2f}"])
-            self.say(f"**Variants, {HOW[how]}** ({len(bench['prompts'])} prompts, one run, modes taking turns).",
-                     table(("what drafts", "tokens/s", "speed-up", "tokens a pass", "rows a pass",
-                            "draft passes a token", "bytes"), rows))
-        self.lessons(told)
-
-    def lessons(self, told):
-        """What each part of the design is worth: staged against staged without it."""
-        parts = (("chain", "a chain of 4 (what the planned tree brings)"), ("tree", "one fixed tree (what planning brings)"),
-                 ("speculative", "one stage (what the second stage and the text so far bring)"),
-                 ("no-context", "no text so far"), ("context", "the text so far alone (what draft and file bring)"),
-                 ("likeliest", "ranking by likelihood, without noise"),
-                 ("independent", "noise of each stage's own (what sharing it brings)"))
-        rows = [(text, *(times(told[how]["staged"] / told[how][name]) if name in told[how] else "" for how in told))
-                for name, text in parts if any(name in gains for gains in told.values())]
-        if not rows:
-            return
-        self.say("**What each part is worth.** Staged decoding's speed over that of the same with something else in place; "
-                 "below 1.00× the part costs more than it brings.",
-                 table(("staged against …", *(HOW[how] for how in told)), rows), self.noise())
-
-    def noise(self):
-        bench = self.benches.get("variants-sampled")
-        if not bench or not data.mode(bench, "independent"):
-            return ""
-        a, b = (data.mode(bench, n)["tokens_per_pass"] for n in ("staged", "independent"))
-        more = a / b - 1
-        return (f"With shared noise a sampled pass brings {a:.2f} tokens, with independent noise {b:.2f}: drawing the "
-                "randomness first, and drafting for it, "
-                + (f"brings {percent(more)} more tokens a pass." if more > 0.02 else "brings nothing here."))
-
-    def drafts(self):
-        rows = []
-        for how in HOW:
-            for name, role in (("variants", "draft"), ("small", "small draft"), ("random", "random draft")):
-                bench = self.benches.get(f"{name}-{how}")
-                if not bench:
-                    continue
-                model = self.setup["models"][role]
-                spec, staged = data.mode(bench, "speculative"), data.mode(bench, "staged")
-                rows.append([HOW[how], f"{role}, {model['parameters'] / 1e6:.1f} M", f"{spec['tokens_per_pass']:.2f}",
-                             times(data.speed_up(bench, "speculative")), f"{staged['tokens_per_pass']:.2f}",
-                             times(data.speed_up(bench, "staged"))])
-        draft_table = table(("sampling", "draft", "speculative: tokens a pass", "speed-up", "staged: tokens a pass",
-                                  "speed-up"), rows)
-        told = []
-        for how in HOW:
-            big, small = self.benches.get(f"variants-{how}"), self.benches.get(f"small-{how}")
-            if big and small:
-                a, b = data.speed_up(big, "staged"), data.speed_up(small, "staged")
-                told.append(f"{HOW[how]}, staged, the {'larger' if a > b else 'smaller'} draft wins, {times(max(a, b))} against "
-                            f"{times(min(a, b))}")
-        useless = [data.speed_up(self.benches[f"random-{how}"], "speculative") for how in HOW
-                   if f"random-{how}" in self.benches]
-        if useless:
-            told.append(f"a useless draft leaves {times(min(useless))} of plain decoding's speed at worst"
-                        + (" (mark: 0.97×)" if min(useless) >= 0.97 else ", **below the mark of 0.97×**"))
-        self.say("**Drafts, good and bad.** The random draft was never trained; it shows what a useless draft costs.",
-                 draft_table, capital("; ".join(told)) + "." if told else "")
-
-    def ngrams(self):
-        sizes = self.setup["ngram_bytes"]
-        rows, brought = [], []
-        for role, bench in (("none", self.benches.get("variants-sampled")), ("1", self.benches.get("ngram-1-sampled")),
-                            ("5", self.benches.get("ngram-5-sampled")), ("pack", self.benches.get("variants-sampled"))):
-            if not bench:
-                continue
-            m = data.mode(bench, "speculative" if role == "none" else "staged")
-            what = {"none": "none, and no text so far", "pack": f"the one used above, {megabytes(sizes['pack'])}"}.get(
-                role, f"{number(self.setup['ngram_tokens'])} tokens, {megabytes(sizes.get(role, 0))}")
-            if role != "none":
-                brought.append(m["tokens_per_pass"])
-            rows.append([what, f"{m['tokens_per_pass']:.2f}", times(data.speed_up(bench, m["mode"]))])
-        if len(brought) < 2:
-            return
-        apart = max(brought) / min(brought) - 1
-        self.say(f"**The n-gram file's size** ({HOW['sampled']}, staged). Each file was fitted on text the draft wrote at "
-                 "T = 1.5 and pruned to its size.", table(("n-gram file", "tokens a pass", "speed-up"), rows),
-                 f"The files' tokens a pass lie {percent(apart)} apart"
-                 + (": its size hardly matters." if apart < 0.05 else "."))
-
-    def spread(self):
-        sets, rows = [], []
-        for how, colour in (("greedy", charts.BLUE), ("sampled", charts.RED)):
-            values = data.per_prompt(self.main[how], "staged")
-            if not values:
-                continue
-            sets.append((HOW[how], [ratio for ratio, _ in values.values()], colour))
-            for which, (ratio, prompt) in self.middle(how).items():
-                answer = self.answer(how, prompt)
-                found = {o: sum(p[1] == o for p in answer["pieces"]) for o in ("draft", "ngram", "context")}
-                total = max(1, len(answer["pieces"]))
-                rows.append([HOW[how], which, f"{answer['task'].split('/')[-1]} ({answer['function']})", times(ratio),
-                             f"{values[prompt][1]:.2f}", *(percent(found[o] / total) for o in found),
-                             percent(self.repetition(answer)), percent(self.blank(answer))])
-        if not sets:
-            return
-        charts.prompts(self.figure("prompts.svg"), sets)
-        self.say("**Spread over prompts** (staged against plain).",
-                 "![Speed-up of each prompt, sorted](reproduction/prompts.svg)",
-                 "*One bar a prompt; the line is plain decoding. "
-                 + " ".join(self.below(label, values) for label, values, _ in sets) + "*",
-                 table(("sampling", "prompt", "HumanEval", "speed-up", "tokens a pass", "draft", "n-gram", "context",
-                        "repeated", "blank"), rows),
-                 "Draft, n-gram, context: share of the answer's tokens each found. Repeated: share of its token triples "
-                 "that stood in it before. Blank: share of its characters that are blank space.",
-                 " ".join(self.why(how) for how in HOW))
-
-    def below(self, label, values):
-        slow = sum(v < 1 for v in values)
-        word = "no prompt is slower than plain" if slow == 0 else f"{slow} of {len(values)} slower than plain"
-        return (f"{capital(label)}: {times(min(values))} to {times(max(values))}, median "
-                f"{times(data.median(values))}; {word}.")
-
-    def why(self, how):
-        values = data.per_prompt(self.main[how], "staged")
-        known = [a for a in self.answers[how] if a["prompt"] in values and a["pieces"]]
-        of_pass = data.rank_correlation([v[0] for v in values.values()], [v[1] for v in values.values()])
-        of_text = data.rank_correlation([values[a["prompt"]][0] for a in known], [self.repetition(a) for a in known])
-        if of_pass is None or of_text is None:
-            return ""
-        strong = lambda r: "strongly" if abs(r) >= 0.7 else "moderately" if abs(r) >= 0.4 else "hardly"
-        return (f"{capital(HOW[how])}: a prompt's speed-up goes {strong(of_pass)} with its tokens a pass (rank "
-                f"correlation {of_pass:.2f} over {len(values)} prompts) and {strong(of_text)} with how much its answer "
-                f"repeats itself ({of_text:.2f} over {len(known)}).")
 
     # ---- 5, 6 ----
 
@@ -467,34 +272,42 @@ class Report:
                  "**Bytes read for a token.**", bytes_table, "**Tokens a second.**", speed_table)
         self.say(*self.anatomy(own))
         if best[0] >= 1.1:
-            self.say(f"Staging still gives {times(best[0])} at best ({HOW[best[1]]}): a pass of the draft is dear beside "
+            self.say(f"Staging still gives {times(best[0])} at best ({HOW[best[1]]}): a pass of the draft is dear "
+                     "beside "
                      "so small a target, and what finds tokens without the draft counts for more.")
         else:
-            self.say(f"Staging gives {times(best[0])} at best ({HOW[best[1]]}): a draft that costs so large a part of the "
+            self.say(f"Staging gives {times(best[0])} at best ({HOW[best[1]]}): a draft that costs so large a part of "
+                     "the "
                      "target's own pass has little to save.")
 
     def section_threats(self):
         s = self.setup
         lines = []
         if not s["own"]:
-            lines.append("- **The target is a grown small model.** `understudy grow` gives it GPT-2 Large's shape and cost "
-                         f"and leaves it the function of a {s['models']['small target']['parameters'] / 1e6:.0f} M model. "
-                         "Its draft was distilled from it and may agree with it more readily than any draft agrees with a "
+            lines.append("- **The target is a grown small model.** `understudy grow` gives it GPT-2 Large's shape and "
+                         "cost "
+                         f"and leaves it the function of a {s['models']['small target']['parameters'] / 1e6:.0f} M "
+                         "model. "
+                         "Its draft was distilled from it and may agree with it more readily than any draft agrees "
+                         "with a "
                          "real GPT-2 Large. The table of drafts above shows how the result moves with agreement"
                          + self.moves() + ".")
         for how in HOW:
             written = [a for a in self.answers[how] if a["pieces"]]
             repeated = data.median([self.repetition(a) for a in written])
             blank = data.median([self.blank(a) for a in written])
-            lines.append(f"- **Text, {HOW[how]}.** In the median of {len(written)} answers {percent(repeated)} of the token "
+            lines.append(f"- **Text, {HOW[how]}.** In the median of {len(written)} answers {percent(repeated)} of the "
+                         "token "
                          f"triples had stood there before and {percent(blank)} of the characters are blank"
                          + (": text like this is far easier to draft than a useful answer."
                             if repeated > 0.5 or blank > 0.6 else "."))
         lines.append(f"- **One machine, shared.** Its reads were measured between "
                      f"{min(b['machine']['read_gb_per_s'] for b in self.benches.values()):.1f} and "
-                     f"{max(b['machine']['read_gb_per_s'] for b in self.benches.values()):.1f} GB/s during the runs. Ratios "
+                     f"{max(b['machine']['read_gb_per_s'] for b in self.benches.values()):.1f} GB/s during the runs. "
+                     "Ratios "
                      "of modes that took turns are sound; figures of different tables compare less well.")
-        lines.append(f"- **Length.** {s['tokens']} tokens an answer, one seed for the sampled ones; the paper does not say "
+        lines.append(f"- **Length.** {s['tokens']} tokens an answer, one seed for the sampled ones; the paper does "
+                     "not say "
                      "how long its answers were.")
         lines.append(f"- **Variants, drafts and n-gram files** were compared on {len(s['some'])} prompts, not all.")
         self.say("## 6. Threats to validity", "\n".join(lines),
