@@ -158,9 +158,9 @@ class Report(Ablations):
         for how, least, aim, most_bytes in (("greedy", 3.16, 4.35, 0.23), ("sampled", 2.5, 3.16, 0.30)):
             ours = data.speed_up(self.main[how], "staged")
             read = data.mode(self.main[how], "staged")["bytes_vs_plain"]
-            met = (f"above the aim of {times(aim)}" if ours >= aim else f"above the mark of {times(least)}, below the "
-                                                                        "aim "
-                   f"of {times(aim)}" if ours >= least else f"**below the mark of {times(least)}**")
+            met = (f"above the aim of {times(aim)}" if ours >= aim else
+                   f"above the mark of {times(least)}, below the aim of {times(aim)}" if ours >= least else
+                   f"**below the mark of {times(least)}**")
             bytes_met = "within" if read <= most_bytes else "**above**"
             out.append(f"- {HOW[how]}: {times(ours)} is {met}; {read:.2f} of plain's bytes is {bytes_met} the limit of "
                        f"{most_bytes:.2f}.")
@@ -210,8 +210,7 @@ class Report(Ablations):
                  f" The second stage saves no draft passes ({per_token[0]:.2f} → {per_token[1]:.2f} a token)")
         share = spec_ms["draft"] / sum(spec_ms.values())
         stage += (f". Those passes are {percent(share)} of a speculative step's time: a second stage that made them "
-                  "free "
-                  f"would bring {times(1 / (1 - share))} for the same tokens, and no more.")
+                  f"free would bring {times(1 / (1 - share))} for the same tokens, and no more.")
         return price + bound + stage
 
     # ---- 2, 3 ----
@@ -225,8 +224,7 @@ class Report(Ablations):
                  f"{m['plain']['flop_per_byte']:.1f} "
                  f"FLOP a byte; staged does {m['staged']['flop_per_byte']:.0f} FLOP for each byte it reads and "
                  f"{m['staged']['flop_per_s'] / m['plain']['flop_per_s']:.1f} times the arithmetic a second. (Paper: "
-                 "from "
-                 "about 1 to about 30 FLOP a byte, and 4 times the arithmetic.)*")
+                 "from about 1 to about 30 FLOP a byte, and 4 times the arithmetic.)*")
 
     def middle(self, how):
         """Best, median and worst prompt by speed-up, among those whose answers were kept."""
@@ -253,8 +251,7 @@ class Report(Ablations):
                  f"![An answer with each token tinted by its origin](reproduction/answer.svg)",
                  f"*{answer['task']} ({answer['function']}), {which}. The prompt is grey; of the answer's "
                  f"{len(answer['pieces'])} tokens the target had to find {target} itself, one for each of its passes; "
-                 "the "
-                 "others it only had to confirm.* In a terminal: `understudy run --color`, with the same tints.")
+                 "the others it only had to confirm.* In a terminal: `understudy run --color`, with the same tints.")
 
     # ---- 5, 6 ----
 
@@ -273,8 +270,7 @@ class Report(Ablations):
         self.say(*self.anatomy(own))
         if best[0] >= 1.1:
             self.say(f"Staging still gives {times(best[0])} at best ({HOW[best[1]]}): a pass of the draft is dear "
-                     "beside "
-                     "so small a target, and what finds tokens without the draft counts for more.")
+                     "beside so small a target, and what finds tokens without the draft counts for more.")
         else:
             self.say(f"Staging gives {times(best[0])} at best ({HOW[best[1]]}): a draft that costs so large a part of "
                      "the "
@@ -285,30 +281,25 @@ class Report(Ablations):
         lines = []
         if not s["own"]:
             lines.append("- **The target is a grown small model.** `understudy grow` gives it GPT-2 Large's shape and "
-                         "cost "
-                         f"and leaves it the function of a {s['models']['small target']['parameters'] / 1e6:.0f} M "
-                         "model. "
-                         "Its draft was distilled from it and may agree with it more readily than any draft agrees "
-                         "with a "
-                         "real GPT-2 Large. The table of drafts above shows how the result moves with agreement"
+                         f"cost and leaves it the function of a {s['models']['small target']['parameters'] / 1e6:.0f} "
+                         "M model. Its draft was distilled from it and may agree with it more readily than any draft "
+                         "agrees with a real GPT-2 Large. The table of drafts above shows how the result moves with "
+                         "agreement"
                          + self.moves() + ".")
         for how in HOW:
             written = [a for a in self.answers[how] if a["pieces"]]
             repeated = data.median([self.repetition(a) for a in written])
             blank = data.median([self.blank(a) for a in written])
             lines.append(f"- **Text, {HOW[how]}.** In the median of {len(written)} answers {percent(repeated)} of the "
-                         "token "
-                         f"triples had stood there before and {percent(blank)} of the characters are blank"
+                         f"token triples had stood there before and {percent(blank)} of the characters are blank"
                          + (": text like this is far easier to draft than a useful answer."
                             if repeated > 0.5 or blank > 0.6 else "."))
         lines.append(f"- **One machine, shared.** Its reads were measured between "
                      f"{min(b['machine']['read_gb_per_s'] for b in self.benches.values()):.1f} and "
                      f"{max(b['machine']['read_gb_per_s'] for b in self.benches.values()):.1f} GB/s during the runs. "
-                     "Ratios "
-                     "of modes that took turns are sound; figures of different tables compare less well.")
+                     "Ratios of modes that took turns are sound; figures of different tables compare less well.")
         lines.append(f"- **Length.** {s['tokens']} tokens an answer, one seed for the sampled ones; the paper does "
-                     "not say "
-                     "how long its answers were.")
+                     "not say how long its answers were.")
         lines.append(f"- **Variants, drafts and n-gram files** were compared on {len(s['some'])} prompts, not all.")
         self.say("## 6. Threats to validity", "\n".join(lines),
                  "The same page for models of your own, for example the real ones as downloaded:",
