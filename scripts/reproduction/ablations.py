@@ -192,7 +192,7 @@ class Ablations:
                         "repeated", "blank"), rows),
                  "Draft, n-gram, context: share of the answer's tokens each found. Repeated: share of its token "
                  "triples that stood in it before. Blank: share of its characters that are blank space.",
-                 " ".join(self.why(how) for how in HOW))
+                 " ".join(filter(None, map(self.why, HOW))))
 
     def below(self, label, values):
         slow = sum(v < 1 for v in values)

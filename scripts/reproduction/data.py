@@ -166,8 +166,8 @@ def median(values):
 
 
 def rank_correlation(xs, ys):
-    """Spearman's, ties by mean rank."""
-    if len(xs) < 3:
+    """Spearman's, ties by mean rank; None where there are too few pairs to speak of."""
+    if len(xs) < 5:
         return None
     a, b = _mean_ranks(xs), _mean_ranks(ys)
     try:

@@ -8,7 +8,7 @@ MODES = ("plain", "speculative", "staged")
 
 def table(head, rows):
     """Columns of figures are set to the right."""
-    figures = lambda i: all(re.match(r"[\d.,]*( |×|$)", str(row[i])) for row in rows)
+    figures = lambda i: all(re.fullmatch(r"([\d.,]+( %|×)?)?", str(row[i])) for row in rows)
     align = "|".join("---:" if i and figures(i) else "---" for i in range(len(head)))
     return "\n".join(["| " + " | ".join(head) + " |", f"|{align}|",
                       *("| " + " | ".join(str(c) for c in row) + " |" for row in rows)])

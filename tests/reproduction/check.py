@@ -71,10 +71,11 @@ class Joining(unittest.TestCase):
 
 class Statistics(unittest.TestCase):
     def test_rank_correlation(self):
-        self.assertAlmostEqual(data.rank_correlation([1, 2, 3, 4], [10, 20, 30, 400]), 1)
-        self.assertAlmostEqual(data.rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]), -1)
-        self.assertAlmostEqual(data.rank_correlation([1, 2, 2, 3], [1, 2, 2, 3]), 1)
-        self.assertIsNone(data.rank_correlation([1, 1, 1], [1, 2, 3]))
+        self.assertAlmostEqual(data.rank_correlation([1, 2, 3, 4, 5], [10, 20, 30, 400, 500]), 1)
+        self.assertAlmostEqual(data.rank_correlation([1, 2, 3, 4, 5], [5, 4, 3, 2, 1]), -1)
+        self.assertAlmostEqual(data.rank_correlation([1, 2, 2, 3, 4], [1, 2, 2, 3, 4]), 1)
+        self.assertIsNone(data.rank_correlation([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]))
+        self.assertIsNone(data.rank_correlation([1, 2], [1, 2]))
 
     def test_repetition(self):
         words = lambda text: [[word, "draft"] for word in text.split()]
