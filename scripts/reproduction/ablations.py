@@ -143,7 +143,8 @@ class Ablations:
         if useless:
             told.append(f"a useless draft leaves {times(min(useless))} of plain decoding's speed at worst"
                         + (" (mark: 0.97×)" if min(useless) >= 0.97 else ", **below the mark of 0.97×**"))
-        self.say("**Drafts, good and bad.** The random draft was never trained; it shows what a useless draft costs.",
+        self.say("**Drafts, good and bad.** The random draft was never trained; it shows what a useless draft costs. "
+                 "The n-gram file is the first draft's in all.",
                  draft_table, capital("; ".join(told)) + "." if told else "")
 
     def ngrams(self):
