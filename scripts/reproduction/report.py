@@ -268,13 +268,21 @@ class Report(Ablations):
                  f"({megabytes(target['weight_bytes'])}) and its draft's file is {percent(size)} of its size.",
                  "**Bytes read for a token.**", bytes_table, "**Tokens a second.**", speed_table)
         self.say(*self.anatomy(own))
-        if best[0] >= 1.1:
-            self.say(f"Staging still gives {times(best[0])} at best ({HOW[best[1]]}): a pass of the draft is dear "
-                     "beside so small a target, and what finds tokens without the draft counts for more.")
-        else:
-            self.say(f"Staging gives {times(best[0])} at best ({HOW[best[1]]}): a draft that costs so large a part of "
-                     "the "
-                     "target's own pass has little to save.")
+        self.say(f"At best staging gives {times(best[0])} here ({HOW[best[1]]}). " + self.draft_price(own))
+
+    def draft_price(self, own):
+        """What a pass of the draft costs beside a plain step, at both sizes."""
+        prices = []
+        for bench in (own["sampled"], self.main["sampled"]):
+            m, plain = data.mode(bench, "speculative"), data.mode(bench, "plain")
+            passes = m.get("stage_passes", {}).get("draft", 0)
+            if not passes:
+                return "The planner leaves the draft alone." if bench is own["sampled"] and "time" in m else ""
+            prices.append(m["time"]["draft_s"] / passes / (plain["seconds"] / plain["target_passes"]))
+        said = (f"A pass of the draft costs {prices[0]:.2f} of a plain step of this target, against {prices[1]:.2f} at the "
+                "size above")
+        return said + (": that much less there is to save, and what finds tokens without the draft counts for more."
+                       if prices[0] > prices[1] else ": it is no dearer here.")
 
     def section_threats(self):
         s = self.setup
