@@ -15,18 +15,65 @@ typedef struct run_options {
 typedef struct output {
   ust_sha256 sha;
   bool tinted;
-  int shown; /* origin whose colour is on */
-  char last; /* byte written last */
+  int shown;          /* origin whose colour is on */
+  char last;          /* byte written last */
+  json_t *pieces;     /* NULL: nobody wants them */
+  ust_buffer waiting; /* bytes of a piece that ends inside a UTF-8 character */
+  understudy_origin waiting_origin;
 } output;
 
 /* The target's own tokens keep the terminal's colour. */
 static const char *const tints[] = {"\033[0m", "\033[32m", "\033[36m", "\033[33m"};
+
+/* Bytes at the end of `text` that begin a UTF-8 character and do not complete it. */
+static size_t unfinished(const char *text, size_t length) {
+  for (size_t back = 1; back <= UST_MIN(length, (size_t)3); back++) {
+    unsigned char byte = (unsigned char)text[length - back];
+    if ((byte & 0xc0) == 0x80) continue;
+    size_t needs = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
+    return needs > back ? back : 0;
+  }
+  return 0;
+}
+
+/* Text as JSON allows it: bytes that are no UTF-8 become U+FFFD, one by one. */
+static json_t *json_text(const char *text, size_t length) {
+  json_t *string = json_stringn(text, length);
+  if (string) return string;
+  ust_buffer clean = {0};
+  for (size_t i = 0; i < length;) {
+    size_t take = UST_MIN((size_t)4, length - i);
+    json_t *character = NULL;
+    while (take > 0 && !(character = json_stringn(text + i, take))) take--;
+    json_decref(character);
+    ust_buffer_append(&clean, take ? text + i : "\xef\xbf\xbd", take ? take : 3);
+    i += take ? take : 1;
+  }
+  string = json_stringn(clean.data ? clean.data : "", clean.size);
+  ust_buffer_free(&clean);
+  return string;
+}
+
+static void flush_piece(output *out) {
+  json_t *text = json_text(out->waiting.data, out->waiting.size);
+  json_array_append_new(out->pieces,
+                        json_pack("{s:o, s:s}", "text", text, "from", ust_cli_origin_name(out->waiting_origin)));
+  out->waiting.size = 0;
+}
+
+/* A token whose last character goes on in the next one is one piece with it. */
+static void add_piece(output *out, const char *bytes, size_t length, understudy_origin origin) {
+  if (out->waiting.size == 0) out->waiting_origin = origin;
+  if (length == 0 || !ust_buffer_append(&out->waiting, bytes, length)) return;
+  if (!unfinished(out->waiting.data, out->waiting.size)) flush_piece(out);
+}
 
 /* Colour changes only where a token does not begin inside a UTF-8 character. */
 static bool write_token(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
   (void)token;
   output *out = user;
   ust_cli_sha256_add(&out->sha, bytes, length);
+  if (out->pieces) add_piece(out, bytes, length, origin);
   bool inside = length && ((unsigned char)bytes[0] & 0xc0) == 0x80;
   if (out->tinted && out->shown != (int)origin && !inside) {
     fputs(tints[0], stdout);
@@ -38,12 +85,12 @@ static bool write_token(void *user, int32_t token, const char *bytes, size_t len
   return !ust_cli_flush() || ust_cli_stopped();
 }
 
-static void print_statistics(const understudy_stats *s, understudy_mode mode) {
+static void print_statistics(const understudy_stats *s, const char *mode) {
   double per_pass = s->target_passes ? (double)s->tokens / (double)s->target_passes : 0;
   double per_s = s->seconds > 0 ? (double)s->tokens / s->seconds : 0;
   ust_cli_note("%llu tokens in %.2f s: %.1f tokens/s, %.2f tokens/pass, %s (draft %llu, n-gram %llu, context %llu, "
                "target %llu)%s",
-               (unsigned long long)s->tokens, s->seconds, per_s, per_pass, ust_cli_mode_name(mode),
+               (unsigned long long)s->tokens, s->seconds, per_s, per_pass, mode,
                (unsigned long long)s->accepted[UNDERSTUDY_FROM_DRAFT],
                (unsigned long long)s->accepted[UNDERSTUDY_FROM_NGRAM],
                (unsigned long long)s->accepted[UNDERSTUDY_FROM_CONTEXT],
@@ -73,22 +120,34 @@ static understudy_status feed_prompt(const understudy_engine *engine, understudy
   return status;
 }
 
+static understudy_status report(const run_options *o, const understudy_engine *engine, understudy_session *session,
+                                output *out, understudy_error *err) {
+  ust_prompt_result prompt;
+  ust_mode_result result = {.name = o->mode, .prompts = &prompt, .prompt_count = 1};
+  understudy_session_get_stats(session, &result.stats);
+  print_statistics(&result.stats, o->mode);
+  if (!o->json) return UNDERSTUDY_OK;
+  result.details = *ust_session_details(session);
+  prompt.stats = result.stats;
+  ust_cli_sha256_finish(&out->sha, result.sha256);
+  memcpy(prompt.sha256, result.sha256, sizeof prompt.sha256);
+  if (out->waiting.size) flush_piece(out);
+  return ust_cli_write_report(o->json, engine, o->models.model, &o->sampling, &result, 1, true,
+                              json_incref(out->pieces), err);
+}
+
 static understudy_status answer(const run_options *o, const understudy_engine *engine, understudy_session *session,
                                 const char *text, size_t length, understudy_error *err) {
   UST_TRY(feed_prompt(engine, session, text, length, err));
-  output out = {.tinted = ust_cli_color(o->color)};
+  output out = {.tinted = ust_cli_color(o->color), .pieces = o->json ? json_array() : NULL};
   ust_cli_sha256_start(&out.sha);
   understudy_status status = understudy_session_generate(session, o->tokens, write_token, &out, NULL, err);
   if (out.tinted && out.shown != UNDERSTUDY_FROM_TARGET) fputs(tints[0], stdout);
   if (isatty(STDOUT_FILENO) && out.last != '\n') putchar('\n');
-  if (status != UNDERSTUDY_OK || !ust_cli_flush()) return status;
-
-  ust_mode_result result = {.mode = ust_cli_mode(o->mode)};
-  understudy_session_get_stats(session, &result.stats);
-  ust_cli_sha256_finish(&out.sha, result.sha256);
-  print_statistics(&result.stats, result.mode);
-  if (!o->json) return UNDERSTUDY_OK;
-  return ust_cli_write_report(o->json, engine, o->models.model, &o->sampling, &result, 1, true, err);
+  if (status == UNDERSTUDY_OK && ust_cli_flush()) status = report(o, engine, session, &out, err);
+  json_decref(out.pieces);
+  ust_buffer_free(&out.waiting);
+  return status;
 }
 
 static int run(const run_options *o, const char *text, size_t length) {

@@ -97,12 +97,13 @@ void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
 }
 
 /* The unevaluated node of largest reach whose parent is evaluated or about to be; -1: none. */
-static int best_open(const ust_tree *tree, const bool *chosen, int deepest) {
+static int best_open(const ust_tree *tree, const bool *chosen, int deepest, const ust_shape *shape) {
   int best = -1;
   for (int i = 0; i < tree->count; i++) {
     const ust_node *n = &tree->nodes[i];
     if (n->draft_node >= 0 || chosen[i] || n->depth > deepest) continue;
     if (n->parent >= 0 && tree->nodes[n->parent].draft_node < 0 && !chosen[n->parent]) continue;
+    if (shape->length && (n->depth == shape->length || !ust_tree_fits(tree, i, shape))) continue;
     if (best < 0 || n->reach > tree->nodes[best].reach) best = i;
   }
   return best;
@@ -119,13 +120,13 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
   int room = UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing;
   int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;
   while (count < UST_MIN(UST_DRAFT_ROWS, room)) {
-    int node = best_open(tree, chosen, deepest);
+    int node = best_open(tree, chosen, deepest, &planner->shape);
     if (node < 0) break;
     chosen[node] = true;
     chosen_nodes[count++] = node;
     gain += tree->nodes[node].reach * covers;
     double value = gain - rate * ust_cost_of(&planner->draft_cost, missing + count);
-    if (value > best_value) {
+    if (value > best_value || planner->shape.length) {
       best_value = value;
       best = count;
     }

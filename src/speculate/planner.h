@@ -8,6 +8,7 @@
 #define UST_SPECULATE_PLANNER_H
 
 #include "base/base.h"
+#include "speculate/tree.h"
 
 enum {
   UST_TARGET_ROWS = 64,
@@ -43,6 +44,7 @@ void ust_record_observe(ust_record *record, bool hit);
 void ust_record_fade(ust_record *record);
 
 typedef struct ust_planner {
+  ust_shape shape; /* a fixed one for experiments: nothing is weighed then */
   ust_cost target_cost, draft_cost;
   double tokens, seconds;  /* lately; their ratio is the rate */
   ust_record draft_covers; /* the target's choice was among the draft's candidates */

@@ -21,9 +21,10 @@ typedef struct ust_history {
 /* ---- text stage ---- */
 
 typedef struct ust_text_stage {
-  const ust_ngram *ngram; /* NULL: none */
-  ust_suffixes *suffixes;
+  const ust_ngram *ngram;  /* NULL: none */
+  ust_suffixes *suffixes;  /* NULL: none */
   ust_planner *planner;
+  double seconds; /* that look-ups took */
 } ust_text_stage;
 
 /* Adds the children it knows of under `node`, once. */

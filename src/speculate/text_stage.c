@@ -27,7 +27,7 @@ static void rank(ust_ngram_candidate *found, int count, const understudy_samplin
 
 static int gather(const ust_text_stage *stage, const ust_history *history, const int32_t *path, int depth,
                   ust_ngram_candidate found[UST_CANDIDATES]) {
-  int count = ust_suffixes_candidates(stage->suffixes, path, depth, UST_CANDIDATES / 2, found);
+  int count = stage->suffixes ? ust_suffixes_candidates(stage->suffixes, path, depth, UST_CANDIDATES / 2, found) : 0;
   if (!stage->ngram) return count;
   int32_t tail[2] = {-1, -1}; /* the two tokens before the candidate */
   for (int i = 0; i < 2; i++) {
@@ -48,10 +48,8 @@ static int gather(const ust_text_stage *stage, const ust_history *history, const
   return count;
 }
 
-void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
-                      const understudy_sampling *sampling) {
-  if (tree->nodes[node].text_done) return;
-  tree->nodes[node].text_done = true;
+static void propose(const ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
+                    const understudy_sampling *sampling) {
   int32_t path[UST_TREE_DEEPEST];
   ust_ngram_candidate found[UST_CANDIDATES];
   float gaps[UST_CANDIDATES];
@@ -69,4 +67,13 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
     if (child < 0) return;
     tree->nodes[child].text_cell = (int16_t)(record - &stage->planner->text_hits[0][0][0][0]);
   }
+}
+
+void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
+                      const understudy_sampling *sampling) {
+  if (tree->nodes[node].text_done) return;
+  tree->nodes[node].text_done = true;
+  uint64_t start = ust_clock_ns();
+  propose(stage, tree, node, history, sampling);
+  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
 }
