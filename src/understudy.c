@@ -1,5 +1,7 @@
 /* The public functions, and the one place where rooms are wired together: an engine is two models, a tokenizer
  * and an n-gram file; a session is a decoder. */
+#include <stdlib.h>
+
 #include "base/details.h"
 #include "kernel/kernel.h"
 #include "model/model.h"
@@ -16,6 +18,7 @@ struct understudy_engine {
   ust_tokenizer *tokenizer;
   ust_ngram *ngram;
   char architecture[32];
+  char *cache; /* NULL: none */
 };
 
 struct understudy_session {
@@ -105,6 +108,8 @@ static understudy_status open_all(const understudy_engine_options *options, unde
   if (options->ngram)
     UST_TRY(ust_ngram_open(options->ngram, config->vocabulary, ust_tokenizer_fingerprint(engine->tokenizer),
                            &engine->ngram, err));
+  if (options->cache && !(engine->cache = strdup(options->cache)))
+    return ust_error_memory(err, strlen(options->cache), "a path");
   snprintf(engine->architecture, sizeof engine->architecture, "%s", config->architecture);
   return UNDERSTUDY_OK;
 }
@@ -133,6 +138,7 @@ void understudy_engine_close(understudy_engine *e) {
   ust_model_close(e->draft);
   ust_tokenizer_free(e->tokenizer);
   ust_ngram_close(e->ngram);
+  free(e->cache);
   ust_free(e);
 }
 
@@ -176,6 +182,8 @@ static ust_decoder_options staged(const understudy_engine *e) {
       .text = true,
       .context = e->context,
       .end_token = ust_tokenizer_vocabulary(e->tokenizer)->eos,
+      .isa = e->kernels->name,
+      .cache = e->cache,
   };
 }
 

@@ -1,5 +1,6 @@
 /* The JSON report of run and bench, and what both need to make one. */
 #include <math.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,6 +19,21 @@ understudy_mode ust_cli_mode(const char *word) {
   return UNDERSTUDY_STAGED;
 }
 
+/* Where measurements of this machine are kept between runs: the user's cache, as the XDG base directory specification
+ * places it. NULL: nowhere. */
+static const char *cache_directory(void) {
+  static char path[4096];
+  const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+  bool given = cache && cache[0] == '/';
+  if (!given && (!home || home[0] != '/')) return NULL;
+  int length = snprintf(path, sizeof path - sizeof "/understudy", "%s%s", given ? cache : home, given ? "" : "/.cache");
+  if (length < 0 || (size_t)length >= sizeof path - sizeof "/understudy") return NULL;
+  mkdir(path, 0700);
+  strcat(path, "/understudy");
+  mkdir(path, 0700);
+  return path;
+}
+
 understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine **engine, understudy_error *err) {
   understudy_engine_options options = {
       .target = models->model,
@@ -26,6 +42,7 @@ understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine *
       .isa = models->isa,
       .threads = models->threads,
       .context = models->context,
+      .cache = cache_directory(),
       .progress = ust_cli_progress,
   };
   understudy_status status = understudy_engine_open(&options, engine, err);

@@ -51,22 +51,36 @@ static understudy_status allocate(ust_decoder *d, understudy_error *err) {
   return UNDERSTUDY_OK;
 }
 
-/* Fills the planner's cost curves by timing passes over chains of tokens. */
-static void measure_costs(ust_decoder *d) {
-  static const int points[] = {1, 8, 16, 32, 48, UST_TARGET_ROWS};
+static void time_target(void *user, int rows) {
+  ust_decoder *d = user;
   int32_t tokens[UST_TARGET_ROWS] = {0}, parents[UST_TARGET_ROWS];
-  for (int i = 0; i < UST_TARGET_ROWS; i++) parents[i] = i - 1;
-  for (int i = 0; i < 6 && (i == 0 || points[i] <= d->options.context); i++) {
-    double best = INFINITY;
-    for (int repeat = 0; repeat < 2; repeat++) { /* the first warms up */
-      uint64_t start = ust_clock_ns();
-      ust_model_forward(d->timeline, tokens, parents, points[i], NULL, d->logits);
-      best = UST_MIN(best, (double)(ust_clock_ns() - start) * 1e-9);
-      ust_timeline_truncate(d->timeline, 0);
-    }
-    ust_cost_add(&d->planner.target_cost, points[i], best);
+  for (int i = 0; i < rows; i++) parents[i] = i - 1;
+  ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
+  ust_timeline_truncate(d->timeline, 0);
+}
+
+static void time_draft(void *user, int rows) {
+  ust_decoder *d = user;
+  ust_draft_rehearse(&d->draft, &d->drafting, rows);
+}
+
+/* Fills the planner's cost curves: from the cache, and what is missing there by passes over chains of tokens. */
+static void find_costs(ust_decoder *d) {
+  static const int target_rows[] = {1, 32, 16, UST_TARGET_ROWS, 8, 48}, draft_rows[] = {1, 8, UST_DRAFT_ROWS, 16, 4};
+  const ust_decoder_options *o = &d->options;
+  char key[UST_COST_KEY];
+  ust_cost *cost = &d->planner.target_cost;
+  ust_cost_key(o->target, o->isa, "target", key);
+  ust_cost_load(cost, o->cache, key);
+  if (ust_cost_measure(cost, target_rows, 6, o->context, false, time_target, d, 0.1))
+    ust_cost_save(cost, o->cache, key);
+  if (o->draft) {
+    cost = &d->planner.draft_cost;
+    ust_cost_key(o->draft, o->isa, d->drafting.temperature > 0 ? "draft, sampled" : "draft", key);
+    ust_cost_load(cost, o->cache, key);
+    if (ust_cost_measure(cost, draft_rows, 5, ust_model_config(o->draft)->context, true, time_draft, d, 0.03))
+      ust_cost_save(cost, o->cache, key);
   }
-  if (d->options.draft) ust_draft_measure(&d->draft, &d->drafting);
   ust_decoder_reset_stats(d);
 }
 
@@ -83,7 +97,7 @@ understudy_status ust_decoder_create(const ust_decoder_options *options, ust_dec
     ust_decoder_free(d);
     return status;
   }
-  if (options->draft || text_stage(d)) measure_costs(d);
+  if (options->draft || text_stage(d)) find_costs(d);
   *decoder = d;
   return UNDERSTUDY_OK;
 }
@@ -180,6 +194,7 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   ust_tree_start(tree, d->history.tokens[d->history.count - 1]);
   tree->nodes[0].row = 0;
   nodes[0] = 0;
+  d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, 1);
   if (deepest <= 0 || (!text && !d->options.draft)) return 1;
   while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->drafting)) {
   }
@@ -203,6 +218,7 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
     }
   }
   d->report.expected_tokens += best_expected;
+  d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best);
   for (int row = best; row < count; row++) tree->nodes[nodes[row]].row = -1;
   return best;
 }
@@ -301,6 +317,7 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
   ust_planner_observe_step(&d->planner, step.count, seconds);
   d->report.draft_passes = (int)(d->draft.work.passes - before.passes);
   d->report.draft_rows = (int)(d->draft.work.rows - before.rows);
+  d->report.predicted_seconds += d->draft.work.predicted - before.predicted;
   d->report.tokens = step.count;
   d->report.seconds = seconds;
   return step;

@@ -21,13 +21,15 @@ typedef struct ust_decoder_options {
   bool text;              /* use the text so far */
   int context;            /* tokens the text may hold; at most the target's context */
   int end_token;          /* ends generation, is not reported; -1: none */
+  const char *isa;        /* names the kernels in use; with `cache` only */
+  const char *cache;      /* a directory that keeps what passes cost; NULL: measured anew */
   understudy_sampling sampling;
   ust_draft_noise noise; /* this and the shape are for experiments */
   ust_shape shape;
 } ust_decoder_options;
 
-/* Allocates everything and, when there is any stage, measures what passes cost (the models' weights are read a
- * few times). */
+/* Allocates everything and, when there is any stage, finds out what passes cost: a fraction of a second of passes,
+ * unless the cache knows. */
 understudy_status ust_decoder_create(const ust_decoder_options *options, ust_decoder **decoder, understudy_error *err);
 void ust_decoder_free(ust_decoder *decoder);
 void ust_decoder_reset(ust_decoder *decoder, const understudy_sampling *sampling);

@@ -62,23 +62,13 @@ static void rank(ust_draft_stage *stage, const understudy_sampling *sampling, co
   stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
 }
 
-void ust_draft_measure(ust_draft_stage *stage, const understudy_sampling *sampling) {
-  static const int points[] = {1, 4, 8, 16, UST_DRAFT_ROWS};
+void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows) {
   int32_t tokens[UST_DRAFT_ROWS] = {0}, parents[UST_DRAFT_ROWS];
   uint64_t positions[UST_DRAFT_ROWS] = {0};
-  for (int i = 0; i < UST_DRAFT_ROWS; i++) parents[i] = i - 1;
-  for (int i = 0; i < 5 && points[i] <= ust_model_config(stage->model)->context; i++) {
-    double best = 0;
-    for (int repeat = 0; repeat < 3; repeat++) {
-      uint64_t start = ust_clock_ns();
-      pass(stage, tokens, parents, points[i], NULL, stage->logits);
-      rank(stage, sampling, positions, points[i]);
-      double seconds = (double)(ust_clock_ns() - start) * 1e-9;
-      best = repeat ? UST_MIN(best, seconds) : seconds;
-      ust_timeline_truncate(stage->timeline, 0);
-    }
-    ust_cost_add(&stage->planner->draft_cost, points[i], best);
-  }
+  for (int i = 0; i < rows; i++) parents[i] = i - 1;
+  pass(stage, tokens, parents, rows, NULL, stage->logits);
+  rank(stage, sampling, positions, rows);
+  ust_timeline_truncate(stage->timeline, 0);
 }
 
 void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
@@ -161,7 +151,10 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   int missing = first ? UST_MIN(behind, CATCH_UP) : 0;
   int count = choose(stage, text, tree, history, sampling, missing, nodes);
   if (count == 0) {
-    if (first) ust_record_fade(&stage->planner->draft_covers);
+    if (first) {
+      ust_record_fade(&stage->planner->draft_covers);
+      ust_cost_fade(&stage->planner->draft_cost);
+    }
     return false;
   }
   if (first && behind > CATCH_UP) {
@@ -187,6 +180,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   pass(stage, tokens, parents, rows, want, stage->logits);
   rank(stage, sampling, positions, count);
   for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], stage->ranked[i], stage->found[i]);
+  stage->work.predicted += ust_cost_of(&stage->planner->draft_cost, rows);
   ust_cost_observe(&stage->planner->draft_cost, rows, (double)(ust_clock_ns() - start) * 1e-9);
   return true;
 }

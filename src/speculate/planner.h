@@ -7,30 +7,16 @@
 #ifndef UST_SPECULATE_PLANNER_H
 #define UST_SPECULATE_PLANNER_H
 
-#include "base/base.h"
+#include "speculate/cost.h"
 #include "speculate/tree.h"
 
 enum {
   UST_TARGET_ROWS = 64,
   UST_DRAFT_ROWS = 24,
-  UST_COST_POINTS = 7,
   UST_CANDIDATES = 6,
   UST_GAPS = 10,
   UST_ORDERS = 5
 };
-
-/* Seconds of a pass by rows: measured once at some row counts, straight lines between, times a drift learned
- * from the passes since. */
-typedef struct ust_cost {
-  int rows[UST_COST_POINTS];
-  double seconds[UST_COST_POINTS];
-  int points;
-  double drift;
-} ust_cost;
-
-double ust_cost_of(const ust_cost *cost, int rows);
-void ust_cost_add(ust_cost *cost, int rows, double seconds); /* rows ascending; a falling cost is taken as flat */
-void ust_cost_observe(ust_cost *cost, int rows, double seconds);
 
 /* How often candidates of one kind were the target's choice; old observations fade. */
 typedef struct ust_record {

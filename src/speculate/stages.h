@@ -37,6 +37,7 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
 typedef struct ust_work {
   uint64_t passes, rows;
   double seconds, bytes, flop;
+  double predicted; /* seconds the planner expected of passes over trees */
 } ust_work;
 
 typedef struct ust_draft_stage {
@@ -54,8 +55,8 @@ typedef struct ust_draft_stage {
 understudy_status ust_draft_create(const ust_model *model, int context, ust_planner *planner, ust_draft_stage *stage,
                                    understudy_error *err);
 void ust_draft_free(ust_draft_stage *stage);
-/* Fills the planner's cost curve of a draft pass, ranking included. */
-void ust_draft_measure(ust_draft_stage *stage, const understudy_sampling *sampling);
+/* A pass over a chain of `rows` tokens, ranking included, as if for nothing; the timeline is empty before and after. */
+void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows);
 /* One pass over the nodes most worth evaluating; `text` (NULL: none) drafts below them. Returns false when no
  * pass is worth its time. */
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
