@@ -47,6 +47,7 @@ static understudy_status allocate(ust_decoder *d, understudy_error *err) {
   d->history.tokens = ust_alloc(history);
   if (!d->logits || !d->history.tokens) return ust_error_memory(err, logits + history, "a session");
   if (o->text) UST_TRY(ust_suffixes_create(o->context, &d->text.suffixes, err));
+  if (o->text) UST_TRY(ust_learned_create(&d->text.learned, err));
   if (o->draft) UST_TRY(ust_draft_create(o->draft, o->context, &d->planner, &d->draft, err));
   return UNDERSTUDY_OK;
 }
@@ -106,6 +107,7 @@ void ust_decoder_free(ust_decoder *d) {
   if (!d) return;
   if (d->draft.model) ust_draft_free(&d->draft);
   ust_suffixes_free(d->text.suffixes);
+  ust_learned_free(d->text.learned);
   ust_timeline_free(d->timeline);
   ust_sampler_free(d->sampler);
   ust_free(d->logits);
@@ -244,6 +246,20 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
   ust_cost_observe(&d->planner.target_cost, rows, seconds);
 }
 
+/* Remembers what the target thinks likeliest after `node`. */
+static void remember(ust_decoder *d, int node) {
+  static const understudy_sampling greedy = {.top_p = 1};
+  const ust_node *n = &d->tree.nodes[node];
+  int before_root = d->history.count - 2;
+  int32_t before = n->parent >= 0     ? d->tree.nodes[n->parent].token
+                   : before_root >= 0 ? d->history.tokens[before_root]
+                                      : -1;
+  ust_ranked top[UST_LEARNED];
+  const float *logits = d->logits + (size_t)n->row * ust_model_logit_stride(d->options.target);
+  int count = ust_sampler_rank(d->sampler, &greedy, logits, 0, UST_LEARNED, top);
+  ust_learned_add(d->text.learned, before, n->token, top, count);
+}
+
 /* Every candidate proposed after `node` was right or wrong: the stages' records learn it. */
 static void learn(ust_decoder *d, int node, int32_t choice) {
   const ust_tree *tree = &d->tree;
@@ -273,6 +289,7 @@ static int walk(ust_decoder *d, int limit, ust_emit_fn emit, void *user, int32_t
     ust_sampler_rank(d->sampler, &d->options.sampling, d->logits + (size_t)d->tree.nodes[node].row * stride,
                      (uint64_t)(d->history.count + d->tree.nodes[node].depth), 1, &choice);
     d->details.choice_seconds += (double)(ust_clock_ns() - start) * 1e-9;
+    if (d->options.text) remember(d, node);
     learn(d, node, choice.token);
     if (choice.token == d->options.end_token) {
       *end = true; /* the token before it stays the last */

@@ -1,7 +1,7 @@
 /* stages: what proposes candidates. A stage grows the tree under given nodes and is told what was committed.
  *
- * The chain is  target <- draft stage <- text stage.  The text stage (suffixes of the text so far, the n-gram file)
- * answers in microseconds; the draft stage is a model whose own tree the text stage drafts, so that one draft pass
+ * The chain is  target <- draft stage <- text stage.  The text stage (suffixes of the text so far, what the
+ * target thought of last after the same two tokens, the n-gram file) answers in microseconds; the draft stage is a model whose own tree the text stage drafts, so that one draft pass
  * evaluates several levels. */
 #ifndef UST_SPECULATE_STAGES_H
 #define UST_SPECULATE_STAGES_H
@@ -9,6 +9,7 @@
 #include "model/model.h"
 #include "ngram/ngram.h"
 #include "sample/sample.h"
+#include "speculate/learned.h"
 #include "speculate/planner.h"
 #include "speculate/tree.h"
 
@@ -22,7 +23,8 @@ typedef struct ust_history {
 
 typedef struct ust_text_stage {
   const ust_ngram *ngram;  /* NULL: none */
-  ust_suffixes *suffixes;  /* NULL: none */
+  ust_suffixes *suffixes; /* NULL: none */
+  ust_learned *learned;   /* NULL: none */
   ust_planner *planner;
   double seconds; /* that look-ups took */
 } ust_text_stage;
