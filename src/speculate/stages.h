@@ -1,8 +1,8 @@
 /* stages: what proposes candidates. A stage grows the tree under given nodes and is told what was committed.
  *
- * The chain is  target <- draft stage <- text stage.  The text stage (suffixes of the text so far, what the
- * target thought of last after the same two tokens, the n-gram file) answers in microseconds; the draft stage is a model whose own tree the text stage drafts, so that one draft pass
- * evaluates several levels. */
+ * The chain is  target <- draft stage <- text stage.  The text stage (suffixes of the text so far, what the target
+ * thought of last after the same two tokens, the n-gram file) answers in microseconds; the draft stage is a model
+ * whose own tree the text stage drafts, so that one draft pass evaluates several levels. */
 #ifndef UST_SPECULATE_STAGES_H
 #define UST_SPECULATE_STAGES_H
 
@@ -22,7 +22,7 @@ typedef struct ust_history {
 /* ---- text stage ---- */
 
 typedef struct ust_text_stage {
-  const ust_ngram *ngram;  /* NULL: none */
+  const ust_ngram *ngram; /* NULL: none */
   ust_suffixes *suffixes; /* NULL: none */
   ust_learned *learned;   /* NULL: none */
   ust_planner *planner;

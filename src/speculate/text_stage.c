@@ -1,5 +1,5 @@
-/* The bottom stage: candidates from the text so far, from the target's logits and from the n-gram file, ranked with the noise of the
- * position they would stand at, as the target will rank its own. */
+/* The bottom stage: candidates from the text so far, from the target's logits and from the n-gram file, ranked with
+ * the noise of the position they would stand at, as the target will rank its own. */
 #include <math.h>
 
 #include "speculate/stages.h"
