@@ -54,6 +54,8 @@ typedef struct understudy_engine_options {
   const char *isa;    /* "scalar", "avx2", "avx512", "amx"; NULL: the best this machine has */
   int threads;        /* 0: the physical cores this process may use */
   int context;        /* tokens a session may hold; 0: the target's own */
+  const char *cache;  /* a directory for small files that keep what was measured on this machine, so that sessions need
+                         not measure again; whatever is wrong with it is no error; NULL: none */
   understudy_progress_fn progress; /* may be NULL */
   void *user;
 } understudy_engine_options;

@@ -1,5 +1,8 @@
 /* The public functions, and the one place where rooms are wired together: an engine is two models, a tokenizer
  * and an n-gram file; a session is a decoder. */
+#include <stdlib.h>
+
+#include "base/details.h"
 #include "kernel/kernel.h"
 #include "model/model.h"
 #include "ngram/ngram.h"
@@ -15,11 +18,14 @@ struct understudy_engine {
   ust_tokenizer *tokenizer;
   ust_ngram *ngram;
   char architecture[32];
+  char *cache; /* NULL: none */
 };
 
 struct understudy_session {
   const understudy_engine *engine;
   ust_decoder *decoder;
+  ust_step_fn step; /* told of every step; NULL: nobody */
+  void *step_user;
 };
 
 const char *understudy_version(void) {
@@ -102,6 +108,8 @@ static understudy_status open_all(const understudy_engine_options *options, unde
   if (options->ngram)
     UST_TRY(ust_ngram_open(options->ngram, config->vocabulary, ust_tokenizer_fingerprint(engine->tokenizer),
                            &engine->ngram, err));
+  if (options->cache && !(engine->cache = strdup(options->cache)))
+    return ust_error_memory(err, strlen(options->cache), "a path");
   snprintf(engine->architecture, sizeof engine->architecture, "%s", config->architecture);
   return UNDERSTUDY_OK;
 }
@@ -130,6 +138,7 @@ void understudy_engine_close(understudy_engine *e) {
   ust_model_close(e->draft);
   ust_tokenizer_free(e->tokenizer);
   ust_ngram_close(e->ngram);
+  free(e->cache);
   ust_free(e);
 }
 
@@ -164,34 +173,81 @@ const char *understudy_token_bytes(const understudy_engine *e, int32_t token, si
 
 /* ---- session ---- */
 
-understudy_status understudy_session_create(const understudy_engine *e, understudy_mode mode,
-                                            const understudy_sampling *sampling, understudy_session **session,
-                                            understudy_error *err) {
-  clear(err);
-  static const understudy_sampling greedy = {.top_p = 1};
-  if (!sampling) sampling = &greedy;
-  UST_TRY(ust_sampling_check(sampling, err));
-  if (mode == UNDERSTUDY_SPECULATIVE && !e->draft)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: speculative needs a draft model, found none");
-  understudy_session *s = ust_alloc(sizeof *s);
-  if (!s) return ust_error_memory(err, sizeof *s, "a session");
-  ust_decoder_options options = {
+/* All the engine has, drafting for the target. */
+static ust_decoder_options staged(const understudy_engine *e) {
+  return (ust_decoder_options){
       .target = e->target,
-      .draft = mode == UNDERSTUDY_PLAIN ? NULL : e->draft,
-      .ngram = mode == UNDERSTUDY_STAGED ? e->ngram : NULL,
-      .text = mode == UNDERSTUDY_STAGED,
+      .draft = e->draft,
+      .ngram = e->ngram,
+      .text = true,
       .context = e->context,
       .end_token = ust_tokenizer_vocabulary(e->tokenizer)->eos,
-      .sampling = *sampling,
+      .isa = e->kernels->name,
+      .cache = e->cache,
   };
+}
+
+static understudy_status create_session(const understudy_engine *e, ust_decoder_options *options,
+                                        const understudy_sampling *sampling, understudy_session **session,
+                                        understudy_error *err) {
+  options->sampling = sampling ? *sampling : (understudy_sampling){.top_p = 1};
+  UST_TRY(ust_sampling_check(&options->sampling, err));
+  understudy_session *s = ust_alloc(sizeof *s);
+  if (!s) return ust_error_memory(err, sizeof *s, "a session");
   s->engine = e;
-  understudy_status status = ust_decoder_create(&options, &s->decoder, err);
+  understudy_status status = ust_decoder_create(options, &s->decoder, err);
   if (status != UNDERSTUDY_OK) {
     ust_free(s);
     return status;
   }
   *session = s;
   return UNDERSTUDY_OK;
+}
+
+understudy_status understudy_session_create(const understudy_engine *e, understudy_mode mode,
+                                            const understudy_sampling *sampling, understudy_session **session,
+                                            understudy_error *err) {
+  clear(err);
+  if (mode == UNDERSTUDY_SPECULATIVE && !e->draft)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: speculative needs a draft model, found none");
+  ust_decoder_options options = staged(e);
+  if (mode == UNDERSTUDY_PLAIN) options.draft = NULL;
+  if (mode != UNDERSTUDY_STAGED) {
+    options.ngram = NULL;
+    options.text = false;
+  }
+  return create_session(e, &options, sampling, session, err);
+}
+
+understudy_status ust_session_create_variant(const understudy_engine *e, ust_variant variant,
+                                             const understudy_sampling *sampling, understudy_session **session,
+                                             understudy_error *err) {
+  clear(err);
+  ust_decoder_options options = staged(e);
+  switch (variant) {
+  case UST_VARIANT_CHAIN:
+    options.shape = (ust_shape){.length = 4};
+    break;
+  case UST_VARIANT_TREE:
+    options.shape = (ust_shape){.length = 4, .turns = 1};
+    break;
+  case UST_VARIANT_NO_CONTEXT:
+    options.text = false;
+    break;
+  case UST_VARIANT_INDEPENDENT:
+    options.noise = UST_NOISE_OTHER;
+    break;
+  case UST_VARIANT_LIKELIEST:
+    options.noise = UST_NOISE_NONE;
+    break;
+  case UST_VARIANT_CONTEXT:
+    options.draft = NULL;
+    options.ngram = NULL;
+    break;
+  default:
+    break;
+  }
+  return create_session(e, &options, sampling, session, err);
 }
 
 void understudy_session_close(understudy_session *s) {
@@ -259,6 +315,7 @@ understudy_status understudy_session_generate(understudy_session *s, int max_tok
     ust_step step = ust_decoder_step(s->decoder, max_tokens - count, emit, &to);
     count += step.count;
     end = step.end;
+    if (s->step) s->step(s->step_user, ust_decoder_report(s->decoder));
   }
   if (generated) *generated = count;
   return UNDERSTUDY_OK;
@@ -266,6 +323,13 @@ understudy_status understudy_session_generate(understudy_session *s, int max_tok
 
 void understudy_session_get_stats(const understudy_session *s, understudy_stats *stats) {
   ust_decoder_stats(s->decoder, stats);
+}
+const ust_details *ust_session_details(const understudy_session *s) {
+  return ust_decoder_details(s->decoder);
+}
+void ust_session_watch(understudy_session *s, ust_step_fn step, void *user) {
+  s->step = step;
+  s->step_user = user;
 }
 void understudy_session_reset_stats(understudy_session *s) {
   ust_decoder_reset_stats(s->decoder);

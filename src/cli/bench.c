@@ -5,12 +5,16 @@
 
 #include "cli/cli.h"
 
-enum { MODES = 3 };
+enum { MODES = 3, LANES = MODES + UST_VARIANTS - 1 };
+
+/* Experiments by their names in --variants and in the report. */
+static const char *const variant_names[UST_VARIANTS] = {NULL,          "chain",   "tree",     "no-context",
+                                                        "independent", "context", "likeliest"};
 
 typedef struct bench_options {
   ust_cli_models models;
   understudy_sampling sampling;
-  const char *prompts, *json, *predict, *from;
+  const char *prompts, *json, *variants, *predict, *from;
   int limit, tokens;
   bool quiet;
 } bench_options;
@@ -19,7 +23,7 @@ typedef struct bench_options {
 typedef struct lane {
   ust_mode_result result;
   understudy_session *session;
-  ust_sha256 sha;
+  ust_sha256 sha, prompt_sha;
   int32_t *tokens; /* [count] of the current prompt */
   size_t count, capacity;
   bool out_of_memory;
@@ -29,7 +33,7 @@ typedef struct bench {
   const bench_options *options;
   understudy_engine *engine;
   ust_prompts prompts;
-  lane lanes[MODES];
+  lane lanes[LANES];
   int lane_count;
   size_t differing; /* prompts whose texts differ between modes */
 } bench;
@@ -38,6 +42,7 @@ static bool keep_token(void *user, int32_t token, const char *bytes, size_t leng
   (void)origin;
   lane *l = user;
   ust_cli_sha256_add(&l->sha, bytes, length);
+  ust_cli_sha256_add(&l->prompt_sha, bytes, length);
   if (l->count == l->capacity) {
     size_t capacity = l->capacity ? 2 * l->capacity : 256;
     int32_t *grown = realloc(l->tokens, capacity * sizeof *grown);
@@ -60,7 +65,14 @@ static understudy_status write_one(bench *b, lane *l, size_t index, const int32_
   if (status != UNDERSTUDY_OK)
     return ust_error(err, status, "%s: number %zu: %s", b->options->prompts, index + 1, inner.message);
   l->count = 0;
+  ust_prompt_result *result = &l->result.prompts[index];
+  understudy_stats before;
+  understudy_session_get_stats(l->session, &before);
+  ust_cli_sha256_start(&l->prompt_sha);
   UST_TRY(understudy_session_generate(l->session, b->options->tokens, keep_token, l, NULL, err));
+  understudy_session_get_stats(l->session, &result->stats);
+  result->stats = ust_cli_stats_since(&before, &result->stats);
+  ust_cli_sha256_finish(&l->prompt_sha, result->sha256);
   if (l->out_of_memory) return ust_error_memory(err, l->capacity * sizeof *l->tokens, "generated tokens");
   if (ust_cli_stopped()) return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
   return UNDERSTUDY_OK;
@@ -116,10 +128,9 @@ static void print_table(const bench *b) {
     const understudy_stats *t = &b->lanes[i].result.stats;
     double rate = t->seconds > 0 ? (double)t->tokens / t->seconds : 0;
     double bytes = t->tokens ? t->bytes / (double)t->tokens : 0;
-    printf("%-12s %9.1f %8.2fx %12.2f %9.1f %9.2f %10.1f %10.1f   %llu / %llu / %llu\n",
-           ust_cli_mode_name(b->lanes[i].result.mode), rate, plain_rate > 0 ? rate / plain_rate : 0,
-           t->target_passes ? (double)t->tokens / (double)t->target_passes : 0, bytes / 1e6,
-           plain_bytes > 0 ? bytes / plain_bytes : 0, t->seconds > 0 ? t->flop / t->seconds / 1e9 : 0,
+    printf("%-12s %9.1f %8.2fx %12.2f %9.1f %9.2f %10.1f %10.1f   %llu / %llu / %llu\n", b->lanes[i].result.name, rate,
+           plain_rate > 0 ? rate / plain_rate : 0, t->target_passes ? (double)t->tokens / (double)t->target_passes : 0,
+           bytes / 1e6, plain_bytes > 0 ? bytes / plain_bytes : 0, t->seconds > 0 ? t->flop / t->seconds / 1e9 : 0,
            t->bytes > 0 ? t->flop / t->bytes : 0, (unsigned long long)t->accepted[UNDERSTUDY_FROM_DRAFT],
            (unsigned long long)t->accepted[UNDERSTUDY_FROM_NGRAM],
            (unsigned long long)t->accepted[UNDERSTUDY_FROM_CONTEXT]);
@@ -130,16 +141,47 @@ static void print_table(const bench *b) {
     printf("\ntexts identical: yes\n");
 }
 
+/* Is `name` among the comma-separated words? */
+static bool listed(const char *words, const char *name) {
+  size_t length = strlen(name);
+  for (const char *word = words; word; word = strchr(word, ','), word += word != NULL)
+    if (strncmp(word, name, length) == 0 && (word[length] == ',' || word[length] == 0)) return true;
+  return false;
+}
+
+/* The first word that is no experiment's name; NULL: all are. */
+static const char *unknown_variant(const char *words, int *length) {
+  for (const char *word = words; word; word = strchr(word, ','), word += word != NULL) {
+    bool known = false;
+    *length = (int)strcspn(word, ",");
+    for (int v = 1; v < UST_VARIANTS; v++)
+      known = known || (strncmp(word, variant_names[v], (size_t)*length) == 0 && variant_names[v][*length] == 0);
+    if (!known) return word;
+  }
+  return NULL;
+}
+
+static understudy_status open_lane(bench *b, const char *name, understudy_mode mode, ust_variant variant,
+                                   understudy_error *err) {
+  lane *l = &b->lanes[b->lane_count++];
+  size_t size = b->prompts.count * sizeof *l->result.prompts;
+  l->result.name = name;
+  l->result.prompts = ust_alloc(size);
+  l->result.prompt_count = b->prompts.count;
+  if (!l->result.prompts) return ust_error_memory(err, size, "the prompts' figures");
+  ust_cli_sha256_start(&l->sha);
+  if (variant) return ust_session_create_variant(b->engine, variant, &b->options->sampling, &l->session, err);
+  return understudy_session_create(b->engine, mode, &b->options->sampling, &l->session, err);
+}
+
 static understudy_status open_lanes(bench *b, understudy_error *err) {
   const bool wanted[MODES] = {true, b->options->models.draft != NULL, b->options->models.ngram != NULL};
-  for (int mode = 0; mode < MODES; mode++) {
-    if (!wanted[mode]) continue;
-    lane *l = &b->lanes[b->lane_count];
-    l->result.mode = (understudy_mode)mode;
-    ust_cli_sha256_start(&l->sha);
-    UST_TRY(understudy_session_create(b->engine, l->result.mode, &b->options->sampling, &l->session, err));
-    b->lane_count++;
-  }
+  for (int mode = 0; mode < MODES; mode++)
+    if (wanted[mode])
+      UST_TRY(open_lane(b, ust_cli_mode_name((understudy_mode)mode), (understudy_mode)mode, UST_VARIANT_NONE, err));
+  for (int v = 1; v < UST_VARIANTS; v++)
+    if (listed(b->options->variants, variant_names[v]))
+      UST_TRY(open_lane(b, variant_names[v], UNDERSTUDY_STAGED, (ust_variant)v, err));
   return UNDERSTUDY_OK;
 }
 
@@ -150,16 +192,17 @@ static understudy_status run_bench(bench *b, understudy_error *err) {
   UST_TRY(open_lanes(b, err));
   for (size_t i = 0; i < b->prompts.count; i++) UST_TRY(bench_prompt(b, i, err));
   ust_cli_progress_clear();
-  ust_mode_result results[MODES];
+  ust_mode_result results[LANES];
   for (int i = 0; i < b->lane_count; i++) {
     understudy_session_get_stats(b->lanes[i].session, &b->lanes[i].result.stats);
+    b->lanes[i].result.details = *ust_session_details(b->lanes[i].session);
     ust_cli_sha256_finish(&b->lanes[i].sha, b->lanes[i].result.sha256);
     results[i] = b->lanes[i].result;
   }
   print_table(b);
   if (!b->options->json) return UNDERSTUDY_OK;
   return ust_cli_write_report(b->options->json, b->engine, b->options->models.model, &b->options->sampling, results,
-                              b->lane_count, b->differing == 0, err);
+                              b->lane_count, b->differing == 0, NULL, err);
 }
 
 int ust_cli_bench(int argc, char **argv) {
@@ -172,6 +215,8 @@ int ust_cli_bench(int argc, char **argv) {
                 "JSON lines with a 'prompt' field, plain or gzip,\nor one prompt as plain text"),
        .required = true},
       {UST_INT("limit", 0, &o.limit, "K", "the first K prompts only [all]", 1, UST_INT_MOST)},
+      {UST_TEXT("variants", 0, &o.variants, "LIST",
+                "experiments to run beside: chain,tree,no-context,\nindependent,context,likeliest")},
       UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write for each prompt [128]"),
       UST_OPTIONS_SAMPLING(&o.sampling),
       UST_OPTIONS_CONTEXT(&o.models),
@@ -186,13 +231,23 @@ int ust_cli_bench(int argc, char **argv) {
       .usage = "bench -m TARGET [-d DRAFT] [--ngram FILE] --prompts FILE [options]",
       .about = "Plain, speculative (with -d) and staged (with --ngram) decoding side by side, and whether all\n"
                "their texts are the same.",
-      .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs.",
+      .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs.\n"
+               "The experiments: a tree that is always a chain of 4, or always one shape of 4 such chains;\n"
+               "drafting without the text so far, or from nothing else; drafts that rank their candidates\n"
+               "with noise of another seed, or without any.",
       .example = "understudy bench -m gpt2-large/ -d draft.gguf --ngram draft.ngram --prompts humaneval.jsonl.gz",
   };
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
   if (!ust_cli_no_more("bench", argc, argv, optind, &code)) return code;
   if (!ust_cli_check_predict(o.predict, o.json, &code)) return code;
+  int length;
+  const char *unknown = unknown_variant(o.variants, &length);
+  if (unknown)
+    return ust_cli_usage("bench",
+                         "--variants: found '%.*s', expected some of chain, tree, no-context, independent, "
+                         "context, likeliest",
+                         length, unknown);
   ust_cli_set_quiet(o.quiet);
   ust_cli_catch_signals();
   bench b = {.options = &o};
@@ -208,8 +263,9 @@ int ust_cli_bench(int argc, char **argv) {
   } else {
     code = UST_EXIT_OK;
   }
-  for (int i = 0; i < MODES; i++) {
+  for (int i = 0; i < LANES; i++) {
     understudy_session_close(b.lanes[i].session);
+    ust_free(b.lanes[i].result.prompts);
     free(b.lanes[i].tokens);
   }
   understudy_engine_close(b.engine);

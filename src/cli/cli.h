@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "base/base.h"
+#include "base/details.h"
 #include "measure/measure.h"
 #include "tokenizer/tokenizer.h"
 #include "weights/weights.h"
@@ -155,19 +156,32 @@ const char *ust_cli_type_name(ust_type type);
 
 /* ---- report.c: run's and bench's figures ---- */
 
-typedef struct ust_mode_result {
-  understudy_mode mode;
+/* What one prompt came to. */
+typedef struct ust_prompt_result {
   understudy_stats stats;
+  char sha256[65];
+} ust_prompt_result;
+
+typedef struct ust_mode_result {
+  const char *name; /* of the mode or the experiment */
+  understudy_stats stats;
+  ust_details details;
   char sha256[65]; /* of all text of the mode */
+  ust_prompt_result *prompts; /* [prompt_count] */
+  size_t prompt_count;
 } ust_mode_result;
 
 const char *ust_cli_mode_name(understudy_mode mode);
 understudy_mode ust_cli_mode(const char *word);
+const char *ust_cli_origin_name(understudy_origin origin); /* "target", "draft", "ngram", "context" */
 understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine **engine, understudy_error *err);
-/* Writes the file of DESIGN's section on `bench --json`, after measuring the machine. */
+/* What b counts beyond a: the part of sums that came since. */
+understudy_stats ust_cli_stats_since(const understudy_stats *a, const understudy_stats *b);
+/* Writes the file of DESIGN's section on `bench --json`, after measuring the machine. `pieces` (taken over, NULL: none)
+ * is added to it. */
 understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const char *target,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
-                                       bool identical, understudy_error *err);
+                                       bool identical, json_t *pieces, understudy_error *err);
 /* Fails now, not after an hour's work, when a file cannot be made at `path` (NULL: nothing to make). */
 understudy_status ust_cli_check_output(const char *path, understudy_error *err);
 /* Writes a JSON document whole or not at all; takes over `root`, NULL is reported as out of memory. */

@@ -9,24 +9,71 @@ typedef struct run_options {
   understudy_sampling sampling;
   const char *mode, *file, *json;
   int tokens;
-  bool quiet, color;
+  bool quiet, color, explain;
 } run_options;
 
 typedef struct output {
   ust_sha256 sha;
   bool tinted;
-  int shown; /* origin whose colour is on */
-  char last; /* byte written last */
+  int shown;          /* origin whose colour is on */
+  char last;          /* byte written last */
+  json_t *pieces;     /* NULL: nobody wants them */
+  ust_buffer waiting; /* bytes of a piece that ends inside a UTF-8 character */
+  understudy_origin waiting_origin;
 } output;
 
 /* The target's own tokens keep the terminal's colour. */
 static const char *const tints[] = {"\033[0m", "\033[32m", "\033[36m", "\033[33m"};
+
+/* Bytes at the end of `text` that begin a UTF-8 character and do not complete it. */
+static size_t unfinished(const char *text, size_t length) {
+  for (size_t back = 1; back <= UST_MIN(length, (size_t)3); back++) {
+    unsigned char byte = (unsigned char)text[length - back];
+    if ((byte & 0xc0) == 0x80) continue;
+    size_t needs = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
+    return needs > back ? back : 0;
+  }
+  return 0;
+}
+
+/* Text as JSON allows it: bytes that are no UTF-8 become U+FFFD, one by one. */
+static json_t *json_text(const char *text, size_t length) {
+  json_t *string = json_stringn(text, length);
+  if (string) return string;
+  ust_buffer clean = {0};
+  for (size_t i = 0; i < length;) {
+    size_t take = UST_MIN((size_t)4, length - i);
+    json_t *character = NULL;
+    while (take > 0 && !(character = json_stringn(text + i, take))) take--;
+    json_decref(character);
+    ust_buffer_append(&clean, take ? text + i : "\xef\xbf\xbd", take ? take : 3);
+    i += take ? take : 1;
+  }
+  string = json_stringn(clean.data ? clean.data : "", clean.size);
+  ust_buffer_free(&clean);
+  return string;
+}
+
+static void flush_piece(output *out) {
+  json_t *text = json_text(out->waiting.data, out->waiting.size);
+  json_array_append_new(out->pieces,
+                        json_pack("{s:o, s:s}", "text", text, "from", ust_cli_origin_name(out->waiting_origin)));
+  out->waiting.size = 0;
+}
+
+/* A token whose last character goes on in the next one is one piece with it. */
+static void add_piece(output *out, const char *bytes, size_t length, understudy_origin origin) {
+  if (out->waiting.size == 0) out->waiting_origin = origin;
+  if (length == 0 || !ust_buffer_append(&out->waiting, bytes, length)) return;
+  if (!unfinished(out->waiting.data, out->waiting.size)) flush_piece(out);
+}
 
 /* Colour changes only where a token does not begin inside a UTF-8 character. */
 static bool write_token(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
   (void)token;
   output *out = user;
   ust_cli_sha256_add(&out->sha, bytes, length);
+  if (out->pieces) add_piece(out, bytes, length, origin);
   bool inside = length && ((unsigned char)bytes[0] & 0xc0) == 0x80;
   if (out->tinted && out->shown != (int)origin && !inside) {
     fputs(tints[0], stdout);
@@ -38,12 +85,37 @@ static bool write_token(void *user, int32_t token, const char *bytes, size_t len
   return !ust_cli_flush() || ust_cli_stopped();
 }
 
-static void print_statistics(const understudy_stats *s, understudy_mode mode) {
+/* ---- --explain ---- */
+
+typedef struct explainer {
+  const output *out;
+  int step;
+} explainer;
+
+static void explain_step(void *user, const ust_step_report *r) {
+  explainer *e = user;
+  if (isatty(STDOUT_FILENO) && e->out->last != '\n') fputc('\n', stderr); /* not in the midst of the answer */
+  if (e->step++ % 20 == 0)
+    ust_cli_note(
+        "       rows planned                  draft's         tokens   milliseconds    tokens found by\n"
+        " step  all = 1 + draft n-gram context  passes rows  expected    planned    took    all = target + draft "
+        "n-gram context");
+  int rows = 0;
+  for (int i = 0; i < UST_DETAIL_ORIGINS; i++) rows += r->rows_from[i];
+  ust_cli_note("%5d  %3d = 1 + %5d %6d %7d  %6d %4d  %8.2f %10.2f %7.2f   %3d = %6d + %5d %6d %7d", e->step, rows,
+               r->rows_from[UNDERSTUDY_FROM_DRAFT], r->rows_from[UNDERSTUDY_FROM_NGRAM],
+               r->rows_from[UNDERSTUDY_FROM_CONTEXT], r->draft_passes, r->draft_rows, r->expected_tokens,
+               r->predicted_seconds * 1e3, r->seconds * 1e3, r->tokens, r->tokens_from[UNDERSTUDY_FROM_TARGET],
+               r->tokens_from[UNDERSTUDY_FROM_DRAFT], r->tokens_from[UNDERSTUDY_FROM_NGRAM],
+               r->tokens_from[UNDERSTUDY_FROM_CONTEXT]);
+}
+
+static void print_statistics(const understudy_stats *s, const char *mode) {
   double per_pass = s->target_passes ? (double)s->tokens / (double)s->target_passes : 0;
   double per_s = s->seconds > 0 ? (double)s->tokens / s->seconds : 0;
   ust_cli_note("%llu tokens in %.2f s: %.1f tokens/s, %.2f tokens/pass, %s (draft %llu, n-gram %llu, context %llu, "
                "target %llu)%s",
-               (unsigned long long)s->tokens, s->seconds, per_s, per_pass, ust_cli_mode_name(mode),
+               (unsigned long long)s->tokens, s->seconds, per_s, per_pass, mode,
                (unsigned long long)s->accepted[UNDERSTUDY_FROM_DRAFT],
                (unsigned long long)s->accepted[UNDERSTUDY_FROM_NGRAM],
                (unsigned long long)s->accepted[UNDERSTUDY_FROM_CONTEXT],
@@ -52,7 +124,7 @@ static void print_statistics(const understudy_stats *s, understudy_mode mode) {
 
 /* An empty prompt starts from the end-of-text token, which is what separates texts in training. */
 static understudy_status feed_prompt(const understudy_engine *engine, understudy_session *session, const char *text,
-                                     size_t length, understudy_error *err) {
+                                     size_t length, size_t *fed, understudy_error *err) {
   understudy_engine_info info;
   understudy_engine_get_info(engine, &info);
   int32_t *tokens = NULL;
@@ -68,27 +140,57 @@ static understudy_status feed_prompt(const understudy_engine *engine, understudy
     status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                        "the prompt is empty, expected some text: this model has no end-of-text token to start from");
   }
+  *fed = UST_MAX(count, (size_t)1);
   understudy_free(tokens);
   ust_cli_progress_clear();
   return status;
 }
 
+static understudy_status report(const run_options *o, const understudy_engine *engine, understudy_session *session,
+                                output *out, understudy_error *err) {
+  ust_prompt_result prompt;
+  ust_mode_result result = {.name = o->mode, .prompts = &prompt, .prompt_count = 1};
+  understudy_session_get_stats(session, &result.stats);
+  print_statistics(&result.stats, o->mode);
+  if (!o->json) return UNDERSTUDY_OK;
+  result.details = *ust_session_details(session);
+  prompt.stats = result.stats;
+  ust_cli_sha256_finish(&out->sha, result.sha256);
+  memcpy(prompt.sha256, result.sha256, sizeof prompt.sha256);
+  if (out->waiting.size) flush_piece(out);
+  return ust_cli_write_report(o->json, engine, o->models.model, &o->sampling, &result, 1, true,
+                              json_incref(out->pieces), err);
+}
+
+/* Writes the answer; stopping it, even before it begins, is no failure. */
+static understudy_status generate(const run_options *o, const understudy_engine *engine, understudy_session *session,
+                                  const char *text, size_t length, output *out, understudy_error *err) {
+  explainer explain = {.out = out};
+  understudy_engine_info info;
+  size_t fed = 0;
+  int count = 0;
+  understudy_engine_get_info(engine, &info);
+  understudy_status status = feed_prompt(engine, session, text, length, &fed, err);
+  if (status == UNDERSTUDY_ERROR_CANCELLED && ust_cli_stopped()) return UNDERSTUDY_OK;
+  if (status != UNDERSTUDY_OK) return status;
+  if (o->explain) ust_session_watch(session, explain_step, &explain);
+  status = understudy_session_generate(session, o->tokens, write_token, out, &count, err);
+  if (out->tinted && out->shown != UNDERSTUDY_FROM_TARGET) fputs(tints[0], stdout);
+  if (isatty(STDOUT_FILENO) && out->last != '\n') putchar('\n');
+  if (count < o->tokens && fed + (size_t)count == (size_t)info.context)
+    ust_cli_note("the context of %d tokens is full", info.context);
+  return status;
+}
+
 static understudy_status answer(const run_options *o, const understudy_engine *engine, understudy_session *session,
                                 const char *text, size_t length, understudy_error *err) {
-  UST_TRY(feed_prompt(engine, session, text, length, err));
-  output out = {.tinted = ust_cli_color(o->color)};
+  output out = {.tinted = ust_cli_color(o->color), .pieces = o->json ? json_array() : NULL};
   ust_cli_sha256_start(&out.sha);
-  understudy_status status = understudy_session_generate(session, o->tokens, write_token, &out, NULL, err);
-  if (out.tinted && out.shown != UNDERSTUDY_FROM_TARGET) fputs(tints[0], stdout);
-  if (isatty(STDOUT_FILENO) && out.last != '\n') putchar('\n');
-  if (status != UNDERSTUDY_OK || !ust_cli_flush()) return status;
-
-  ust_mode_result result = {.mode = ust_cli_mode(o->mode)};
-  understudy_session_get_stats(session, &result.stats);
-  ust_cli_sha256_finish(&out.sha, result.sha256);
-  print_statistics(&result.stats, result.mode);
-  if (!o->json) return UNDERSTUDY_OK;
-  return ust_cli_write_report(o->json, engine, o->models.model, &o->sampling, &result, 1, true, err);
+  understudy_status status = generate(o, engine, session, text, length, &out, err);
+  if (status == UNDERSTUDY_OK && ust_cli_flush()) status = report(o, engine, session, &out, err);
+  json_decref(out.pieces);
+  ust_buffer_free(&out.waiting);
+  return status;
 }
 
 static int run(const run_options *o, const char *text, size_t length) {
@@ -123,6 +225,7 @@ int ust_cli_run(int argc, char **argv) {
       {UST_FLAG("color", 0, &o.color,
                 "tint tokens by who found them, as on a terminal\nwithout NO_COLOR: green draft, cyan n-gram, yellow "
                 "context")},
+      {UST_FLAG("explain", 0, &o.explain, "a line on stderr for each step: what was planned and what came of it")},
       UST_OPTIONS_QUIET(&o.quiet),
       UST_OPTIONS_END,
   };
@@ -131,8 +234,8 @@ int ust_cli_run(int argc, char **argv) {
       .usage = "run -m TARGET [-d DRAFT] [--ngram FILE] [options] [PROMPT | -f FILE | < FILE]",
       .about = "Continues the prompt and prints what follows it. Drafts make it faster and never change a byte.",
       .notes = "An empty prompt starts a text from the model's end-of-text token. A prompt that begins with '-'\n"
-               "goes after '--'. Ctrl-C while it writes stops it, prints the figures\n"
-               "and exits 0.",
+               "goes after '--'. Ctrl-C while it reads the prompt or writes stops it,\n"
+               "prints the figures and exits 0.",
       .example = "understudy run -m gpt2-large/ -d draft.gguf --ngram draft.ngram -n 128 \"def fibonacci(n):\"",
   };
   int code;

@@ -2,6 +2,7 @@
  * decoding is the tree of one node. */
 #include <math.h>
 
+#include "speculate/account.h"
 #include "speculate/decode.h"
 #include "speculate/stages.h"
 
@@ -17,10 +18,24 @@ struct ust_decoder {
   ust_planner planner;
   ust_text_stage text;
   ust_draft_stage draft;
+  understudy_sampling drafting; /* how drafts rank: like the target, but in experiments */
   understudy_stats stats;
+  ust_details details;
+  ust_step_report report;
 };
 
 /* ---- life ---- */
+
+/* There is a text stage when it has a source. */
+static ust_text_stage *text_stage(ust_decoder *d) {
+  return d->options.text || d->options.ngram ? &d->text : NULL;
+}
+
+static void set_drafting(ust_decoder *d) {
+  d->drafting = d->options.sampling;
+  if (d->options.noise == UST_NOISE_OTHER) d->drafting.seed ^= 0x9e3779b97f4a7c15u;
+  if (d->options.noise == UST_NOISE_NONE) d->drafting.temperature = 0;
+}
 
 static understudy_status allocate(ust_decoder *d, understudy_error *err) {
   const ust_decoder_options *o = &d->options;
@@ -32,26 +47,41 @@ static understudy_status allocate(ust_decoder *d, understudy_error *err) {
   d->history.tokens = ust_alloc(history);
   if (!d->logits || !d->history.tokens) return ust_error_memory(err, logits + history, "a session");
   if (o->text) UST_TRY(ust_suffixes_create(o->context, &d->text.suffixes, err));
+  if (o->text) UST_TRY(ust_learned_create(&d->text.learned, err));
   if (o->draft) UST_TRY(ust_draft_create(o->draft, o->context, &d->planner, &d->draft, err));
   return UNDERSTUDY_OK;
 }
 
-/* Fills the planner's cost curves by timing passes over chains of tokens. */
-static void measure_costs(ust_decoder *d) {
-  static const int points[] = {1, 8, 16, 32, 48, UST_TARGET_ROWS};
+static void time_target(void *user, int rows) {
+  ust_decoder *d = user;
   int32_t tokens[UST_TARGET_ROWS] = {0}, parents[UST_TARGET_ROWS];
-  for (int i = 0; i < UST_TARGET_ROWS; i++) parents[i] = i - 1;
-  for (int i = 0; i < 6 && (i == 0 || points[i] <= d->options.context); i++) {
-    double best = INFINITY;
-    for (int repeat = 0; repeat < 2; repeat++) { /* the first warms up */
-      uint64_t start = ust_clock_ns();
-      ust_model_forward(d->timeline, tokens, parents, points[i], NULL, d->logits);
-      best = UST_MIN(best, (double)(ust_clock_ns() - start) * 1e-9);
-      ust_timeline_truncate(d->timeline, 0);
-    }
-    ust_cost_add(&d->planner.target_cost, points[i], best);
+  for (int i = 0; i < rows; i++) parents[i] = i - 1;
+  ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
+  ust_timeline_truncate(d->timeline, 0);
+}
+
+static void time_draft(void *user, int rows) {
+  ust_decoder *d = user;
+  ust_draft_rehearse(&d->draft, &d->drafting, rows);
+}
+
+/* Fills the planner's cost curves: from the cache, and what is missing there by passes over chains of tokens. */
+static void find_costs(ust_decoder *d) {
+  static const int target_rows[] = {1, 32, 16, UST_TARGET_ROWS, 8, 48}, draft_rows[] = {1, 8, UST_DRAFT_ROWS, 16, 4};
+  const ust_decoder_options *o = &d->options;
+  char key[UST_COST_KEY];
+  ust_cost *cost = &d->planner.target_cost;
+  ust_cost_key(o->target, o->isa, "target", key);
+  ust_cost_load(cost, o->cache, key);
+  if (ust_cost_measure(cost, target_rows, 6, o->context, false, time_target, d, 0.1))
+    ust_cost_save(cost, o->cache, key);
+  if (o->draft) {
+    cost = &d->planner.draft_cost;
+    ust_cost_key(o->draft, o->isa, d->drafting.temperature > 0 ? "draft, sampled" : "draft", key);
+    ust_cost_load(cost, o->cache, key);
+    if (ust_cost_measure(cost, draft_rows, 5, ust_model_config(o->draft)->context, true, time_draft, d, 0.03))
+      ust_cost_save(cost, o->cache, key);
   }
-  if (d->options.draft) ust_draft_measure(&d->draft, &d->options.sampling);
   ust_decoder_reset_stats(d);
 }
 
@@ -59,14 +89,16 @@ understudy_status ust_decoder_create(const ust_decoder_options *options, ust_dec
   ust_decoder *d = ust_alloc(sizeof *d);
   if (!d) return ust_error_memory(err, sizeof *d, "a session");
   d->options = *options;
+  set_drafting(d);
   ust_planner_init(&d->planner);
+  d->planner.shape = options->shape;
   d->text = (ust_text_stage){.ngram = options->ngram, .planner = &d->planner};
   understudy_status status = allocate(d, err);
   if (status != UNDERSTUDY_OK) {
     ust_decoder_free(d);
     return status;
   }
-  if (options->draft || options->text) measure_costs(d);
+  if (options->draft || text_stage(d)) find_costs(d);
   *decoder = d;
   return UNDERSTUDY_OK;
 }
@@ -75,6 +107,7 @@ void ust_decoder_free(ust_decoder *d) {
   if (!d) return;
   if (d->draft.model) ust_draft_free(&d->draft);
   ust_suffixes_free(d->text.suffixes);
+  ust_learned_free(d->text.learned);
   ust_timeline_free(d->timeline);
   ust_sampler_free(d->sampler);
   ust_free(d->logits);
@@ -84,6 +117,7 @@ void ust_decoder_free(ust_decoder *d) {
 
 void ust_decoder_reset(ust_decoder *d, const understudy_sampling *sampling) {
   if (sampling) d->options.sampling = *sampling;
+  set_drafting(d);
   d->history.count = 0;
   ust_timeline_truncate(d->timeline, 0);
   if (d->options.text) ust_suffixes_reset(d->text.suffixes);
@@ -143,11 +177,12 @@ understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int 
 /* ---- one step ---- */
 
 /* The node of largest reach outside the pass whose parent is in it; -1: none. */
-static int best_leaf(const ust_tree *tree, int deepest) {
+static int best_leaf(const ust_tree *tree, int deepest, const ust_shape *shape) {
   int best = -1;
   for (int i = 1; i < tree->count; i++) {
     const ust_node *n = &tree->nodes[i];
     if (n->row >= 0 || n->depth > deepest || tree->nodes[n->parent].row < 0) continue;
+    if (!ust_tree_fits(tree, i, shape)) continue;
     if (best < 0 || n->reach > tree->nodes[best].reach) best = i;
   }
   return best;
@@ -157,32 +192,35 @@ static int best_leaf(const ust_tree *tree, int deepest) {
  * expected tokens - rate * seconds largest. Returns their number; nodes[row] is the tree node of a row. */
 static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   ust_tree *tree = &d->tree;
-  ust_text_stage *text = d->options.text ? &d->text : NULL;
+  ust_text_stage *text = text_stage(d);
   ust_tree_start(tree, d->history.tokens[d->history.count - 1]);
   tree->nodes[0].row = 0;
   nodes[0] = 0;
+  d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, 1);
   if (deepest <= 0 || (!text && !d->options.draft)) return 1;
-  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->options.sampling)) {
+  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->drafting)) {
   }
 
-  double rate = ust_planner_rate(&d->planner), expected = 0,
+  double rate = ust_planner_rate(&d->planner), expected = 0, best_expected = 0,
          best_value = -rate * ust_cost_of(&d->planner.target_cost, 1);
   int count = 1, best = 1;
   while (count < UST_TARGET_ROWS) {
     ust_node *above = &tree->nodes[nodes[count - 1]];
-    if (text && above->draft_node < 0)
-      ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->options.sampling);
-    int node = best_leaf(tree, deepest);
+    if (text && above->draft_node < 0) ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->drafting);
+    int node = best_leaf(tree, deepest, &d->planner.shape);
     if (node < 0) break;
     tree->nodes[node].row = count;
     nodes[count++] = node;
     expected += tree->nodes[node].reach;
     double value = expected - rate * ust_cost_of(&d->planner.target_cost, count);
-    if (value > best_value) {
+    if (value > best_value || d->planner.shape.length) {
       best_value = value;
+      best_expected = expected;
       best = count;
     }
   }
+  d->report.expected_tokens += best_expected;
+  d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best);
   for (int row = best; row < count; row++) tree->nodes[nodes[row]].row = -1;
   return best;
 }
@@ -194,6 +232,7 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
     tokens[row] = n->token;
     parents[row] = n->parent < 0 ? -1 : d->tree.nodes[n->parent].row;
   }
+  ust_account_pass(&d->details, &d->report, &d->tree, nodes, rows);
   uint64_t start = ust_clock_ns();
   ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
   double seconds = (double)(ust_clock_ns() - start) * 1e-9;
@@ -207,6 +246,20 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
   ust_cost_observe(&d->planner.target_cost, rows, seconds);
 }
 
+/* Remembers what the target thinks likeliest after `node`. */
+static void remember(ust_decoder *d, int node) {
+  static const understudy_sampling greedy = {.top_p = 1};
+  const ust_node *n = &d->tree.nodes[node];
+  int before_root = d->history.count - 2;
+  int32_t before = n->parent >= 0     ? d->tree.nodes[n->parent].token
+                   : before_root >= 0 ? d->history.tokens[before_root]
+                                      : -1;
+  ust_ranked top[UST_LEARNED];
+  const float *logits = d->logits + (size_t)n->row * ust_model_logit_stride(d->options.target);
+  int count = ust_sampler_rank(d->sampler, &greedy, logits, 0, UST_LEARNED, top);
+  ust_learned_add(d->text.learned, before, n->token, top, count);
+}
+
 /* Every candidate proposed after `node` was right or wrong: the stages' records learn it. */
 static void learn(ust_decoder *d, int node, int32_t choice) {
   const ust_tree *tree = &d->tree;
@@ -214,6 +267,7 @@ static void learn(ust_decoder *d, int node, int32_t choice) {
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling) {
     const ust_node *n = &tree->nodes[child];
     bool hit = n->token == choice;
+    ust_account_candidate(&d->details, n, hit);
     if (evaluated && n->draft_cell < 0) ust_record_observe(&d->planner.unconfirmed, hit);
     if (n->text_cell >= 0) ust_record_observe(&d->planner.text_hits[0][0][0][0] + n->text_cell, hit);
     if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0] + n->draft_cell, hit);
@@ -231,8 +285,11 @@ static int walk(ust_decoder *d, int limit, ust_emit_fn emit, void *user, int32_t
   size_t stride = ust_model_logit_stride(d->options.target);
   while (node >= 0 && count < limit && !*end) {
     ust_ranked choice;
+    uint64_t start = ust_clock_ns();
     ust_sampler_rank(d->sampler, &d->options.sampling, d->logits + (size_t)d->tree.nodes[node].row * stride,
                      (uint64_t)(d->history.count + d->tree.nodes[node].depth), 1, &choice);
+    d->details.choice_seconds += (double)(ust_clock_ns() - start) * 1e-9;
+    if (d->options.text) remember(d, node);
     learn(d, node, choice.token);
     if (choice.token == d->options.end_token) {
       *end = true; /* the token before it stays the last */
@@ -243,7 +300,7 @@ static int walk(ust_decoder *d, int limit, ust_emit_fn emit, void *user, int32_t
     understudy_origin origin = child >= 0 ? d->tree.nodes[child].origin : UNDERSTUDY_FROM_TARGET;
     path[count] = node;
     tokens[count++] = choice.token;
-    d->stats.accepted[origin]++;
+    ust_account_token(&d->stats, &d->details, &d->report, count, origin);
     if (emit && emit(user, choice.token, origin)) *end = true;
     node = child;
   }
@@ -265,6 +322,8 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
   if (limit <= 0) return (ust_step){.end = true};
   catch_up(d, NULL, NULL, NULL); /* nothing to do, unless a prompt was cancelled */
   uint64_t start = ust_clock_ns();
+  ust_work before = d->draft.work;
+  d->report = (ust_step_report){.expected_tokens = 1};
   int rows = plan(d, limit - 1, nodes);
   target_pass(d, nodes, rows);
   step.count = walk(d, limit, emit, user, path, tokens, &step.end);
@@ -273,6 +332,11 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
   d->stats.tokens += (uint64_t)step.count;
   d->stats.seconds += seconds;
   ust_planner_observe_step(&d->planner, step.count, seconds);
+  d->report.draft_passes = (int)(d->draft.work.passes - before.passes);
+  d->report.draft_rows = (int)(d->draft.work.rows - before.rows);
+  d->report.predicted_seconds += d->draft.work.predicted - before.predicted;
+  d->report.tokens = step.count;
+  d->report.seconds = seconds;
   return step;
 }
 
@@ -287,8 +351,19 @@ void ust_decoder_stats(const ust_decoder *d, understudy_stats *stats) {
   stats->flop += d->draft.work.flop;
 }
 
+const ust_details *ust_decoder_details(ust_decoder *d) {
+  d->details.text_seconds = d->text.seconds;
+  return &d->details;
+}
+
+const ust_step_report *ust_decoder_report(const ust_decoder *d) {
+  return &d->report;
+}
+
 void ust_decoder_reset_stats(ust_decoder *d) {
   d->stats = (understudy_stats){0};
+  d->details = (ust_details){0};
+  d->text.seconds = 0;
   d->draft.work = (ust_work){0};
 }
 

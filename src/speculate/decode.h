@@ -3,6 +3,7 @@
 #ifndef UST_SPECULATE_DECODE_H
 #define UST_SPECULATE_DECODE_H
 
+#include "base/details.h"
 #include "model/model.h"
 #include "ngram/ngram.h"
 #include "sample/sample.h"
@@ -10,18 +11,25 @@
 
 typedef struct ust_decoder ust_decoder;
 
+/* The noise drafts rank their candidates with. */
+typedef enum ust_draft_noise { UST_NOISE_SHARED, UST_NOISE_OTHER, UST_NOISE_NONE } ust_draft_noise;
+
 typedef struct ust_decoder_options {
   const ust_model *target;
   const ust_model *draft; /* NULL: no draft stage */
-  const ust_ngram *ngram; /* NULL: the text stage has no file */
-  bool text;              /* use the text stage */
+  const ust_ngram *ngram; /* NULL: no file */
+  bool text;              /* use the text so far */
   int context;            /* tokens the text may hold; at most the target's context */
   int end_token;          /* ends generation, is not reported; -1: none */
+  const char *isa;        /* names the kernels in use; with `cache` only */
+  const char *cache;      /* a directory that keeps what passes cost; NULL: measured anew */
   understudy_sampling sampling;
+  ust_draft_noise noise; /* this and the shape are for experiments */
+  ust_shape shape;
 } ust_decoder_options;
 
-/* Allocates everything and, when there is any stage, measures what passes cost (the models' weights are read a
- * few times). */
+/* Allocates everything and, when there is any stage, finds out what passes cost: a fraction of a second of passes,
+ * unless the cache knows. */
 understudy_status ust_decoder_create(const ust_decoder_options *options, ust_decoder **decoder, understudy_error *err);
 void ust_decoder_free(ust_decoder *decoder);
 void ust_decoder_reset(ust_decoder *decoder, const understudy_sampling *sampling);
@@ -49,6 +57,9 @@ understudy_status ust_decoder_score(ust_decoder *decoder, const int32_t *tokens,
 ust_planner *ust_decoder_planner(ust_decoder *decoder);
 int ust_decoder_count(const ust_decoder *decoder); /* tokens in the text */
 void ust_decoder_stats(const ust_decoder *decoder, understudy_stats *stats);
+const ust_details *ust_decoder_details(ust_decoder *decoder);
+/* The last step's. */
+const ust_step_report *ust_decoder_report(const ust_decoder *decoder);
 void ust_decoder_reset_stats(ust_decoder *decoder);
 
 #endif

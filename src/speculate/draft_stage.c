@@ -62,23 +62,13 @@ static void rank(ust_draft_stage *stage, const understudy_sampling *sampling, co
   stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
 }
 
-void ust_draft_measure(ust_draft_stage *stage, const understudy_sampling *sampling) {
-  static const int points[] = {1, 4, 8, 16, UST_DRAFT_ROWS};
+void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows) {
   int32_t tokens[UST_DRAFT_ROWS] = {0}, parents[UST_DRAFT_ROWS];
   uint64_t positions[UST_DRAFT_ROWS] = {0};
-  for (int i = 0; i < UST_DRAFT_ROWS; i++) parents[i] = i - 1;
-  for (int i = 0; i < 5 && points[i] <= ust_model_config(stage->model)->context; i++) {
-    double best = 0;
-    for (int repeat = 0; repeat < 3; repeat++) {
-      uint64_t start = ust_clock_ns();
-      pass(stage, tokens, parents, points[i], NULL, stage->logits);
-      rank(stage, sampling, positions, points[i]);
-      double seconds = (double)(ust_clock_ns() - start) * 1e-9;
-      best = repeat ? UST_MIN(best, seconds) : seconds;
-      ust_timeline_truncate(stage->timeline, 0);
-    }
-    ust_cost_add(&stage->planner->draft_cost, points[i], best);
-  }
+  for (int i = 0; i < rows; i++) parents[i] = i - 1;
+  pass(stage, tokens, parents, rows, NULL, stage->logits);
+  rank(stage, sampling, positions, rows);
+  ust_timeline_truncate(stage->timeline, 0);
 }
 
 void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
@@ -97,12 +87,13 @@ void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
 }
 
 /* The unevaluated node of largest reach whose parent is evaluated or about to be; -1: none. */
-static int best_open(const ust_tree *tree, const bool *chosen, int deepest) {
+static int best_open(const ust_tree *tree, const bool *chosen, int deepest, const ust_shape *shape) {
   int best = -1;
   for (int i = 0; i < tree->count; i++) {
     const ust_node *n = &tree->nodes[i];
     if (n->draft_node >= 0 || chosen[i] || n->depth > deepest) continue;
     if (n->parent >= 0 && tree->nodes[n->parent].draft_node < 0 && !chosen[n->parent]) continue;
+    if (shape->length && (n->depth == shape->length || !ust_tree_fits(tree, i, shape))) continue;
     if (best < 0 || n->reach > tree->nodes[best].reach) best = i;
   }
   return best;
@@ -119,13 +110,13 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
   int room = UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing;
   int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;
   while (count < UST_MIN(UST_DRAFT_ROWS, room)) {
-    int node = best_open(tree, chosen, deepest);
+    int node = best_open(tree, chosen, deepest, &planner->shape);
     if (node < 0) break;
     chosen[node] = true;
     chosen_nodes[count++] = node;
     gain += tree->nodes[node].reach * covers;
     double value = gain - rate * ust_cost_of(&planner->draft_cost, missing + count);
-    if (value > best_value) {
+    if (value > best_value || planner->shape.length) {
       best_value = value;
       best = count;
     }
@@ -160,7 +151,10 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   int missing = first ? UST_MIN(behind, CATCH_UP) : 0;
   int count = choose(stage, text, tree, history, sampling, missing, nodes);
   if (count == 0) {
-    if (first) ust_record_fade(&stage->planner->draft_covers);
+    if (first) {
+      ust_record_fade(&stage->planner->draft_covers);
+      ust_cost_fade(&stage->planner->draft_cost);
+    }
     return false;
   }
   if (first && behind > CATCH_UP) {
@@ -186,6 +180,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   pass(stage, tokens, parents, rows, want, stage->logits);
   rank(stage, sampling, positions, count);
   for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], stage->ranked[i], stage->found[i]);
+  stage->work.predicted += ust_cost_of(&stage->planner->draft_cost, rows);
   ust_cost_observe(&stage->planner->draft_cost, rows, (double)(ust_clock_ns() - start) * 1e-9);
   return true;
 }

@@ -1,31 +1,7 @@
-/* Costs, acceptance records and the rate. */
+/* Acceptance records and the rate. */
 #include <math.h>
 
 #include "speculate/planner.h"
-
-double ust_cost_of(const ust_cost *cost, int rows) {
-  if (cost->points == 0) return 0;
-  int i = 0;
-  while (i + 1 < cost->points && cost->rows[i + 1] < rows) i++;
-  if (i + 1 == cost->points) return cost->seconds[i] * cost->drift * UST_MAX(1.0, (double)rows / cost->rows[i]);
-  double share = (double)(rows - cost->rows[i]) / (cost->rows[i + 1] - cost->rows[i]);
-  return (cost->seconds[i] + UST_MAX(0.0, share) * (cost->seconds[i + 1] - cost->seconds[i])) * cost->drift;
-}
-
-void ust_cost_add(ust_cost *cost, int rows, double seconds) {
-  assert(cost->points < UST_COST_POINTS);
-  if (cost->points) seconds = UST_MAX(seconds, cost->seconds[cost->points - 1]);
-  cost->rows[cost->points] = rows;
-  cost->seconds[cost->points++] = seconds;
-  cost->drift = 1;
-}
-
-void ust_cost_observe(ust_cost *cost, int rows, double seconds) {
-  double expected = ust_cost_of(cost, rows);
-  if (expected <= 0) return;
-  double ratio = UST_MIN(2.0, UST_MAX(0.5, seconds / expected)); /* one stalled pass must not decide */
-  cost->drift *= pow(ratio, 0.1);
-}
 
 enum { MEMORY = 200, PRIOR_WEIGHT = 4 };
 

@@ -7,29 +7,16 @@
 #ifndef UST_SPECULATE_PLANNER_H
 #define UST_SPECULATE_PLANNER_H
 
-#include "base/base.h"
+#include "speculate/cost.h"
+#include "speculate/tree.h"
 
 enum {
   UST_TARGET_ROWS = 64,
   UST_DRAFT_ROWS = 24,
-  UST_COST_POINTS = 7,
   UST_CANDIDATES = 6,
   UST_GAPS = 10,
   UST_ORDERS = 5
 };
-
-/* Seconds of a pass by rows: measured once at some row counts, straight lines between, times a drift learned
- * from the passes since. */
-typedef struct ust_cost {
-  int rows[UST_COST_POINTS];
-  double seconds[UST_COST_POINTS];
-  int points;
-  double drift;
-} ust_cost;
-
-double ust_cost_of(const ust_cost *cost, int rows);
-void ust_cost_add(ust_cost *cost, int rows, double seconds); /* rows ascending; a falling cost is taken as flat */
-void ust_cost_observe(ust_cost *cost, int rows, double seconds);
 
 /* How often candidates of one kind were the target's choice; old observations fade. */
 typedef struct ust_record {
@@ -43,13 +30,14 @@ void ust_record_observe(ust_record *record, bool hit);
 void ust_record_fade(ust_record *record);
 
 typedef struct ust_planner {
+  ust_shape shape; /* a fixed one for experiments: nothing is weighed then */
   ust_cost target_cost, draft_cost;
   double tokens, seconds;  /* lately; their ratio is the rate */
   ust_record draft_covers; /* the target's choice was among the draft's candidates */
   ust_record text_covers;  /* the same of the text stage's */
   ust_record unconfirmed;  /* the text stage proposed it, the draft evaluated its parent and did not */
   ust_record draft_hits[UST_CANDIDATES][UST_GAPS];
-  ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order] */
+  ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order]; order 0: learned from logits */
 } ust_planner;
 
 void ust_planner_init(ust_planner *planner);

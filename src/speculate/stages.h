@@ -1,14 +1,15 @@
 /* stages: what proposes candidates. A stage grows the tree under given nodes and is told what was committed.
  *
- * The chain is  target <- draft stage <- text stage.  The text stage (suffixes of the text so far, the n-gram file)
- * answers in microseconds; the draft stage is a model whose own tree the text stage drafts, so that one draft pass
- * evaluates several levels. */
+ * The chain is  target <- draft stage <- text stage.  The text stage (suffixes of the text so far, what the target
+ * thought of last after the same two tokens, the n-gram file) answers in microseconds; the draft stage is a model
+ * whose own tree the text stage drafts, so that one draft pass evaluates several levels. */
 #ifndef UST_SPECULATE_STAGES_H
 #define UST_SPECULATE_STAGES_H
 
 #include "model/model.h"
 #include "ngram/ngram.h"
 #include "sample/sample.h"
+#include "speculate/learned.h"
 #include "speculate/planner.h"
 #include "speculate/tree.h"
 
@@ -22,8 +23,10 @@ typedef struct ust_history {
 
 typedef struct ust_text_stage {
   const ust_ngram *ngram; /* NULL: none */
-  ust_suffixes *suffixes;
+  ust_suffixes *suffixes; /* NULL: none */
+  ust_learned *learned;   /* NULL: none */
   ust_planner *planner;
+  double seconds; /* that look-ups took */
 } ust_text_stage;
 
 /* Adds the children it knows of under `node`, once. */
@@ -36,6 +39,7 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
 typedef struct ust_work {
   uint64_t passes, rows;
   double seconds, bytes, flop;
+  double predicted; /* seconds the planner expected of passes over trees */
 } ust_work;
 
 typedef struct ust_draft_stage {
@@ -53,8 +57,8 @@ typedef struct ust_draft_stage {
 understudy_status ust_draft_create(const ust_model *model, int context, ust_planner *planner, ust_draft_stage *stage,
                                    understudy_error *err);
 void ust_draft_free(ust_draft_stage *stage);
-/* Fills the planner's cost curve of a draft pass, ranking included. */
-void ust_draft_measure(ust_draft_stage *stage, const understudy_sampling *sampling);
+/* A pass over a chain of `rows` tokens, ranking included, as if for nothing; the timeline is empty before and after. */
+void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows);
 /* One pass over the nodes most worth evaluating; `text` (NULL: none) drafts below them. Returns false when no
  * pass is worth its time. */
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,

@@ -1,5 +1,5 @@
-/* The bottom stage: candidates from the text so far and from the n-gram file, ranked with the noise of the
- * position they would stand at, as the target will rank its own. */
+/* The bottom stage: candidates from the text so far, from the target's logits and from the n-gram file, ranked with
+ * the noise of the position they would stand at, as the target will rank its own. */
 #include <math.h>
 
 #include "speculate/stages.h"
@@ -25,10 +25,20 @@ static void rank(ust_ngram_candidate *found, int count, const understudy_samplin
   for (int i = 0; i < count; i++) gaps[i] = i ? score[0] - score[i] : count > 1 ? score[0] - score[1] : 9;
 }
 
+/* Appends those of `more` that are not yet in found[]. */
+static int merge(const ust_ngram_candidate *more, int more_count, ust_ngram_candidate *found, int count) {
+  for (int i = 0; i < more_count && count < UST_CANDIDATES; i++) {
+    bool seen = false;
+    for (int j = 0; j < count; j++) seen = seen || found[j].token == more[i].token;
+    if (!seen) found[count++] = more[i];
+  }
+  return count;
+}
+
+/* The sources in order of trust: suffixes of the text, what the target thought of last, the file. */
 static int gather(const ust_text_stage *stage, const ust_history *history, const int32_t *path, int depth,
                   ust_ngram_candidate found[UST_CANDIDATES]) {
-  int count = ust_suffixes_candidates(stage->suffixes, path, depth, UST_CANDIDATES / 2, found);
-  if (!stage->ngram) return count;
+  int count = stage->suffixes ? ust_suffixes_candidates(stage->suffixes, path, depth, UST_CANDIDATES / 2, found) : 0;
   int32_t tail[2] = {-1, -1}; /* the two tokens before the candidate */
   for (int i = 0; i < 2; i++) {
     int back = 1 - i; /* 0: the last token */
@@ -38,20 +48,16 @@ static int gather(const ust_text_stage *stage, const ust_history *history, const
     else if (history->count + at >= 0)
       tail[i] = history->tokens[history->count + at];
   }
-  ust_ngram_candidate known[UST_CANDIDATES];
-  int more = ust_ngram_candidates(stage->ngram, tail[0], tail[1], UST_CANDIDATES, known);
-  for (int i = 0; i < more && count < UST_CANDIDATES; i++) {
-    bool seen = false;
-    for (int j = 0; j < count; j++) seen = seen || found[j].token == known[i].token;
-    if (!seen) found[count++] = known[i];
-  }
+  ust_ngram_candidate more[UST_CANDIDATES];
+  if (stage->learned)
+    count = merge(more, ust_learned_candidates(stage->learned, tail[0], tail[1], UST_LEARNED, more), found, count);
+  if (stage->ngram)
+    count = merge(more, ust_ngram_candidates(stage->ngram, tail[0], tail[1], UST_CANDIDATES, more), found, count);
   return count;
 }
 
-void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
-                      const understudy_sampling *sampling) {
-  if (tree->nodes[node].text_done) return;
-  tree->nodes[node].text_done = true;
+static void propose(const ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
+                    const understudy_sampling *sampling) {
   int32_t path[UST_TREE_DEEPEST];
   ust_ngram_candidate found[UST_CANDIDATES];
   float gaps[UST_CANDIDATES];
@@ -69,4 +75,13 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
     if (child < 0) return;
     tree->nodes[child].text_cell = (int16_t)(record - &stage->planner->text_hits[0][0][0][0]);
   }
+}
+
+void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust_history *history,
+                      const understudy_sampling *sampling) {
+  if (tree->nodes[node].text_done) return;
+  tree->nodes[node].text_done = true;
+  uint64_t start = ust_clock_ns();
+  propose(stage, tree, node, history, sampling);
+  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
 }

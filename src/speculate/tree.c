@@ -49,6 +49,27 @@ void ust_tree_set_chance(ust_tree *tree, int node, float chance) {
     ust_tree_set_chance(tree, child, tree->nodes[child].chance);
 }
 
+/* Siblings of larger chance, or of the same and proposed earlier. */
+static int rank_among_siblings(const ust_tree *tree, int node) {
+  float chance = tree->nodes[node].chance;
+  int rank = 0;
+  for (int i = tree->nodes[tree->nodes[node].parent].first_child; i >= 0; i = tree->nodes[i].next_sibling)
+    rank += tree->nodes[i].chance > chance || (tree->nodes[i].chance == chance && i < node);
+  return rank;
+}
+
+bool ust_tree_fits(const ust_tree *tree, int node, const ust_shape *shape) {
+  if (shape->length == 0) return true;
+  int turns = 0;
+  if (tree->nodes[node].depth > shape->length) return false;
+  for (; node > 0; node = tree->nodes[node].parent) {
+    int rank = rank_among_siblings(tree, node);
+    if (rank > 1 || (rank == 1 && tree->nodes[node].depth == shape->length)) return false;
+    turns += rank;
+  }
+  return turns <= shape->turns;
+}
+
 int ust_tree_path(const ust_tree *tree, int node, int32_t tokens[UST_TREE_DEEPEST]) {
   int count = tree->nodes[node].depth;
   for (int i = count - 1; i >= 0; i--, node = tree->nodes[node].parent) tokens[i] = tree->nodes[node].token;

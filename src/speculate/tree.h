@@ -27,6 +27,12 @@ typedef struct ust_tree {
   ust_node nodes[UST_TREE_CAPACITY];
 } ust_tree;
 
+/* What a tree may look like. */
+typedef struct ust_shape {
+  int length; /* levels below the root; 0: anything, a planner decides */
+  int turns;  /* how often a path may take a second choice instead of the first; not at the last level */
+} ust_shape;
+
 void ust_tree_start(ust_tree *tree, int32_t root_token);
 /* The child of `parent` holding `token`; -1: none. */
 int ust_tree_child(const ust_tree *tree, int parent, int32_t token);
@@ -34,6 +40,8 @@ int ust_tree_child(const ust_tree *tree, int parent, int32_t token);
 int ust_tree_add(ust_tree *tree, int parent, int32_t token, float chance, understudy_origin origin);
 /* Changes a node's chance and with it the reach of all below it. */
 void ust_tree_set_chance(ust_tree *tree, int node, float chance);
+/* Is the node part of a tree of this shape, siblings ranked by chance? */
+bool ust_tree_fits(const ust_tree *tree, int node, const ust_shape *shape);
 /* Tokens from below the root to `node`; returns their number. */
 int ust_tree_path(const ust_tree *tree, int node, int32_t tokens[UST_TREE_DEEPEST]);
 

@@ -9,11 +9,17 @@ for prompts in set.jsonl set.jsonl.gz prompt.txt; do
   bench $prompts -d "$model" --json $prompts.json >table || echo "exit $?"
   sed -n '2p; $p' table
   awk 'NR > 4 && NF { print $1 }' table | tr '\n' ' '
-  echo "$(grep -c '"mode"' $prompts.json) modes, $(grep text_sha256 $prompts.json | sort -u | wc -l) text," \
+  echo "$(grep -c '"mode"' $prompts.json) modes, $(grep '^   "text_sha256' $prompts.json | sort -u | wc -l) text," \
     "$(grep -o '"outputs_identical": .*' $prompts.json)"
 done
 cmp <(grep sha256 set.jsonl.json) <(grep sha256 set.jsonl.gz.json)
 bench - -d "$model" --json piped.json <set.jsonl.gz >table && cmp <(grep sha256 set.jsonl.json) <(grep sha256 piped.json)
+bench set.jsonl -d "$model" --variants chain,tree,no-context,independent,context,likeliest --json variants.json \
+  --temperature 1 >table || echo "exit $?"
+tail -1 table
+grep '"mode"' variants.json
+echo "$(grep '^   "text_sha256' variants.json | sort -u | wc -l) text of a mode," \
+  "$(grep '^     "text_sha256' variants.json | sort -u | wc -l) texts of 3 prompts"
 bench set.jsonl --limit 1 --temperature 1 --top-k 50 --seed 3 >table && sed -n 2p table
 
 echo "== bad prompt sets"
@@ -28,6 +34,7 @@ for prompts in number.jsonl broken.jsonl other.jsonl cut.gz magic.gz long.txt ab
   echo "exit $?, stdout $(wc -c <stdout): $(cat stderr)"
 done
 bench set.jsonl --json absent/x.json 2>&1
+for variants in cha chains chain, ,tree tree,x,chain; do bench set.jsonl --variants "$variants" 2>&1; done
 
 echo "== stopped"
 yes '{"prompt": "hello"}' | head -100000 >many.jsonl

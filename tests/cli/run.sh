@@ -26,8 +26,24 @@ for n in 0 1 2 31 62; do
   run -n $n --json report.json --temperature 2 hi >text 2>/dev/null || echo "exit $?"
   digest <text | grep -q "$(sed -n 's/.*"text_sha256": "\(.*\)".*/\1/p' report.json)" || echo "n=$n: another digest"
 done
-sed -E 's/[0-9]+\.[0-9]+(e[-+]?[0-9]+)?/X/; s/("(isa|path|text_sha256)"): ".*"/\1: "…"/
-        s/("(threads|tokens|target_passes|draft|ngram|context)"): [0-9]+/\1: N/; s/("bytes_vs_plain"): .*,/\1: …,/' report.json
+run -n 60 --json report.json --temperature 2 --seed 2 hi >text 2>/dev/null
+sed -n 's/^   "text": "\(.*\)",$/\1/p' report.json | while IFS= read -r piece; do printf %b "$piece"; done | tr -dc ' -~\n' |
+  cmp - <(tr -dc ' -~\n' <text) && echo "the pieces are the text"
+sed -E 's/"(depth|ranks|rows|pieces)": \[\]/"\1": […]/
+        /"(depth|ranks|rows|pieces)": \[$/,/^ +\]/{s/\[$/[…]/; t; s/^ +\],$/,/; t; d}' report.json | grep -vx , |
+  sed -E 's/[0-9]+\.[0-9]+(e[-+]?[0-9]+)?/X/; s/("(isa|path|text_sha256)"): ".*"/\1: "…"/; s/(…\]),?/\1/
+        s/("(threads|tokens|target_passes|draft|ngram|context)"): [0-9]+/\1: N/; s/("bytes_vs_plain"): .*,/\1: …,/'
+
+echo "== --explain: a line a step, whose tokens add up"
+run -n 40 -d "$model" --explain hello 2>explained >text && cmp text plain-default
+run -n 40 -d "$model" --explain --quiet hello 2>&1 >/dev/null
+sed -n 1,2p explained
+sed 's/ tokens in .*//' explained | awk '$5 == "+" && $1 != "step" { steps++; rows += $2; parts += 1 + $6 + $7 + $8; tokens += $14; found += $16 + $18 + $19 + $20 }
+     NF == 1 { print (steps > 0), (rows == parts), (tokens == $1), (found == $1) }'
+
+echo "== the context"
+run -n 100 hello 2>&1 >/dev/null | sed 1q
+run -n 40 --context 45 hello 2>&1 >/dev/null | grep -c full
 
 echo "== odd prompts"
 run -n 3 --quiet '' >out && [ -s out ] && echo "empty: exit 0"
