@@ -58,49 +58,95 @@ static inline void widen(const char *block, uint8_t *tile) {
   }
 }
 
-/* Weights come from memory into the second-level cache FAR bytes ahead of their use, and from there, like the rows
- * of x, into the first one block ahead: a tile load that misses waits for its 16 lines one after the other, and
- * prefetching from memory straight to the first level takes the few line buffers the rows of x need. */
-enum { FAR = 8192 };
+/* ---- matmul ----
+ *
+ * A panel meets up to 32 rows at a time: two strips by two tiles of rows, so that each tile loaded serves two
+ * products. Nothing here waits for memory if all is asked for early enough. While a panel is multiplied, the next one
+ * comes into the second-level cache, evenly over the panel's work however many rows there are; weights and rows of x
+ * come from there into the first level NEAR blocks ahead. The requests lie between the tile instructions: a core has
+ * few line buffers, and a run of requests holds up all that follows it (twice the time at 64 rows). */
 
-#define PREFETCH(hint, from, step, count)                                                                              \
-  for (size_t line = 0; line < (count); line++) _mm_prefetch((const char *)(from) + line * (step), hint)
+enum { NEAR = 2 };
 
-/* Adds the product of up to 32 rows of x and `blocks` blocks of a panel's two strips to sum tiles 0-3. `bottom`
- * false: the second 16 rows are absent; `fresh`: the panel comes from memory, not from a cache. */
+/* What comes into the second-level cache meanwhile: `lines` of each of two strips per block. Two strips, since each
+ * draws the hardware's own prefetching along. */
+typedef struct ahead {
+  const char *left, *right;
+  size_t step;
+  int lines;
+} ahead;
+
+/* The `part`th of `parts` equal shares of one block's prefetches. */
+static inline __attribute__((always_inline)) void request(int part, int parts, const ahead *far, const char *left,
+                                                          const char *right, int lines, const uint16_t *x,
+                                                          const uint16_t *lower, size_t x_stride, int top, int bottom) {
+  for (int l = part; l < far->lines; l += parts) {
+    _mm_prefetch(far->left + l * 64, _MM_HINT_T1);
+    _mm_prefetch(far->right + l * 64, _MM_HINT_T1);
+  }
+  for (int l = part; l < lines; l += parts) {
+    _mm_prefetch(left + l * 64, _MM_HINT_T0);
+    _mm_prefetch(right + l * 64, _MM_HINT_T0);
+  }
+  for (int r = part; r < top; r += parts) _mm_prefetch((const char *)(x + (size_t)r * x_stride), _MM_HINT_T0);
+  for (int r = part; r < bottom; r += parts) _mm_prefetch((const char *)(lower + (size_t)r * x_stride), _MM_HINT_T0);
+}
+
+/* The rows of x a panel meets, and where in a panel's work they stand. */
+typedef struct rows_of_x {
+  const uint16_t *x;
+  size_t stride;
+  int top, bottom;                      /* rows of the two tiles */
+  const char *next_left, *next_right; /* the blocks that follow this panel's work */
+  const uint16_t *next_x;
+} rows_of_x;
+
+/* Adds the product of up to 32 rows of x and `blocks` blocks of a panel's two strips to sum tiles 0-3. `lower`: there
+ * are more than 16 rows. */
 static inline __attribute__((always_inline)) void strip_sums(const char *left, const char *right, int blocks,
-                                                             const uint16_t *x, size_t x_stride, bool bottom,
-                                                             bool fresh, ust_format format) {
+                                                             const rows_of_x *rows, ahead far, bool lower,
+                                                             ust_format format) {
   uint8_t wide[2][TILE] __attribute__((aligned(64)));
-  size_t step = block_bytes(format), lines = (step + 63) / 64, x_bytes = x_stride * 2;
-  const uint16_t *lower = x + 16 * x_stride;
-  for (int b = 0; b < blocks; b++, left += step, right += step) {
-    if (fresh) {
-      PREFETCH(_MM_HINT_T1, left + FAR, 64, lines);
-      PREFETCH(_MM_HINT_T1, right + FAR, 64, lines);
+  const size_t step = block_bytes(format), stride = rows->stride;
+  const int lines = (int)(step + 63) / 64, parts = lower ? 8 : 5, top = rows->top, bottom = lower ? rows->bottom : 0;
+  const uint16_t *x = rows->x, *near_x = x + NEAR * BLOCK;
+  const char *near_left = left + NEAR * step, *near_right = right + NEAR * step;
+#define REQUEST(part)                                                                                                  \
+  request(part, parts, &far, near_left, near_right, lines, near_x, near_x + 16 * stride, stride, top, bottom)
+  for (int b = 0; b < blocks; b++) {
+    if (b == blocks - NEAR) {
+      near_left = rows->next_left;
+      near_right = rows->next_right;
+      near_x = rows->next_x;
     }
-    PREFETCH(_MM_HINT_T0, left + step, 64, lines);
-    PREFETCH(_MM_HINT_T0, right + step, 64, lines);
-    PREFETCH(_MM_HINT_T0, x + (size_t)(b + 1) * BLOCK, x_bytes, bottom ? 32u : 16u);
     if (format == UST_FORMAT_Q8) {
       widen(left, wide[0]);
       widen(right, wide[1]);
       written();
-      _tile_loadd(6, wide[0], 64);
-      _tile_loadd(7, wide[1], 64);
-    } else {
-      _tile_loadd(6, left, 64);
-      _tile_loadd(7, right, 64);
     }
-    _tile_loadd(4, x + (size_t)b * BLOCK, x_bytes);
+    _tile_loadd(6, format == UST_FORMAT_Q8 ? (const void *)wide[0] : left, 64);
+    REQUEST(0);
+    _tile_loadd(7, format == UST_FORMAT_Q8 ? (const void *)wide[1] : right, 64);
+    REQUEST(1);
+    _tile_loadd(4, x, stride * 2);
+    REQUEST(2);
     _tile_dpbf16ps(0, 4, 6);
+    REQUEST(3);
     _tile_dpbf16ps(1, 4, 7);
-    if (bottom) {
-      _tile_loadd(5, lower + (size_t)b * BLOCK, x_bytes);
+    REQUEST(4);
+    if (lower) {
+      _tile_loadd(5, x + 16 * stride, stride * 2);
+      REQUEST(5);
       _tile_dpbf16ps(2, 5, 6);
+      REQUEST(6);
       _tile_dpbf16ps(3, 5, 7);
+      REQUEST(7);
     }
+    left += step, right += step, near_left += step, near_right += step;
+    x += BLOCK, near_x += BLOCK;
+    far.left += far.step, far.right += far.step;
   }
+#undef REQUEST
 }
 
 static void tiles_zero(bool bottom) {
@@ -134,6 +180,7 @@ static void tiles_store(float *y, size_t stride, bool bottom) {
 /* What a call multiplies and where the sums go. */
 typedef struct product {
   const ust_matrix *w;
+  int panel, panel_end;
   const uint16_t *x;
   size_t x_stride, y_stride;
   const float *bias;
@@ -147,21 +194,46 @@ static void finish(const product *m, int panel, int row, int rows, float c[][UST
     row_finish(c[r], bias, m->epilogue, m->y, (size_t)(row + r) * m->y_stride + (size_t)panel * UST_PANEL);
 }
 
-/* One panel and up to 32 rows from `row` on. Without a bias, sums go to y (or start from it) directly. */
+/* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
+static const char *panel_after(const ust_matrix *w, int panel, int begin, int end) {
+  if (panel + 1 < end) return strip_of(w, 2 * (panel + 1));
+  if (!w->next) return NULL;
+  int64_t panels = UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL, next = UST_ROUND_UP(w->next->rows, UST_PANEL) / UST_PANEL;
+  return strip_of(w->next, 2 * (int)(next * begin / panels));
+}
+
+/* Panel `panel` and up to 32 rows from `row` on, which is chunk `chunk` of `chunks` of the rows. Without a bias, sums
+ * go to y (or start from it) directly. */
 static inline __attribute__((always_inline)) void whole_panel(const product *m, int panel, int row, int rows,
-                                                              bool fresh, ust_format format) {
+                                                              int chunk, int chunks, ust_format format) {
   bool bottom = rows > 16, direct = !m->bias && m->epilogue != UST_GELU;
   float *y = (float *)(void *)m->y + (size_t)row * m->y_stride + (size_t)panel * UST_PANEL;
-  const char *left = strip_of(m->w, 2 * panel), *right = strip_of(m->w, 2 * panel + 1);
-  const uint16_t *x = m->x + (size_t)row * m->x_stride;
+  int blocks = block_count(m->w);
+  const char *left = strip_of(m->w, 2 * panel), *right = left + (size_t)blocks * block_bytes(format);
+  const char *after = panel_after(m->w, panel, m->panel, m->panel_end);
+  size_t after_strip = panel + 1 < m->panel_end ? (size_t)(right - left) : after ? strip_bytes(m->w->next) : 0;
+  bool last = chunk + 1 == chunks;
+  const rows_of_x part = {.x = m->x + (size_t)row * m->x_stride,
+                          .stride = m->x_stride,
+                          .top = UST_MIN(rows, 16),
+                          .bottom = rows - 16,
+                          .next_left = last && after ? after : left,
+                          .next_right = last && after ? after + after_strip : right,
+                          .next_x = m->x + (last ? 0 : (size_t)(row + 32) * m->x_stride)};
+  ahead far = {.step = UST_ROUND_UP(after_strip / (size_t)(blocks * chunks), 64)};
+  if (after) {
+    far.lines = (int)(far.step / 64);
+    far.left = after + (size_t)(chunk * blocks) * far.step;
+    far.right = far.left + after_strip;
+  }
   if (direct && m->epilogue == UST_ADD)
     tiles_load(y, m->y_stride, bottom);
   else
     tiles_zero(bottom);
   if (bottom)
-    strip_sums(left, right, block_count(m->w), x, m->x_stride, true, fresh, format);
+    strip_sums(left, right, blocks, &part, far, true, format);
   else
-    strip_sums(left, right, block_count(m->w), x, m->x_stride, false, fresh, format);
+    strip_sums(left, right, blocks, &part, far, false, format);
   if (direct) {
     tiles_store(y, m->y_stride, bottom);
     return;
@@ -171,28 +243,34 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
   finish(m, panel, row, rows, c);
 }
 
-/* Each panel meets all rows before the next comes from memory. */
-static inline __attribute__((always_inline)) void by_panels(const product *m, int panel, int panel_end, int rows,
-                                                            ust_format format) {
-  int whole = rows / 32 * 32, rest = rows - whole;
+/* Each panel meets all rows before the next one. */
+static inline __attribute__((always_inline)) void by_panels(const product *m, int rows, ust_format format) {
+  int whole = rows / 32 * 32, rest = rows - whole, chunks = (rows + 31) / 32;
   if (!rest) configure(16, 16);
   if (!whole) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
-  for (int p = panel; p < panel_end; p++) {
+  for (int p = m->panel; p < m->panel_end; p++) {
     if (whole && rest) configure(16, 16);
-    for (int r = 0; r < whole; r += 32) whole_panel(m, p, r, 32, r == 0, format);
+    for (int r = 0; r < whole; r += 32) whole_panel(m, p, r, 32, r / 32, chunks, format);
     if (whole && rest) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
-    if (rest) whole_panel(m, p, whole, rest, !whole, format);
+    if (rest) whole_panel(m, p, whole, rest, chunks - 1, chunks, format);
   }
 }
 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
-  const product m = {
-      .w = w, .x = x, .x_stride = x_stride, .y_stride = y_stride, .bias = bias, .epilogue = epilogue, .y = y};
+  const product m = {.w = w,
+                     .panel = panel,
+                     .panel_end = panel_end,
+                     .x = x,
+                     .x_stride = x_stride,
+                     .y_stride = y_stride,
+                     .bias = bias,
+                     .epilogue = epilogue,
+                     .y = y};
   if (w->format == UST_FORMAT_Q8)
-    by_panels(&m, panel, panel_end, rows, UST_FORMAT_Q8);
+    by_panels(&m, rows, UST_FORMAT_Q8);
   else
-    by_panels(&m, panel, panel_end, rows, UST_FORMAT_BF16);
+    by_panels(&m, rows, UST_FORMAT_BF16);
 }
 
 /* y[c][r] = x[r][c] for 32 rows x 16 columns: pairs of rows become words, words are transposed. */

@@ -19,8 +19,11 @@ static inline int block_count(const ust_matrix *m) {
 static inline size_t block_bytes(ust_format format) {
   return format == UST_FORMAT_Q8 ? Q8_TILE : TILE;
 }
+static inline size_t strip_bytes(const ust_matrix *m) {
+  return (size_t)block_count(m) * block_bytes(m->format);
+}
 static inline const char *strip_of(const ust_matrix *m, int strip) {
-  return (const char *)m->data + (size_t)strip * block_count(m) * block_bytes(m->format);
+  return (const char *)m->data + (size_t)strip * strip_bytes(m);
 }
 
 static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {

@@ -147,6 +147,26 @@ static uint64_t pass_bytes(const ust_model *m) {
   return bytes + 2 * (uint64_t)m->config.width * sizeof(float);
 }
 
+/* Whole panels, an odd number of them: at a stride of many powers of two, the rows of a block would share a few sets of
+ * the first-level cache. */
+static int row_stride(int n) {
+  return (UST_ROUND_UP(n, UST_PANEL) / UST_PANEL | 1) * UST_PANEL;
+}
+
+/* Tells each matrix which one a pass multiplies with next. */
+static void link_matrices(ust_model *m) {
+  ust_matrix *last = NULL;
+  for (int i = 0; i < m->config.layers; i++) {
+    ust_layer *layer = &m->layers[i];
+    ust_matrix *const order[] = {&layer->qkv, &layer->output, &layer->up, &layer->down};
+    for (size_t k = 0; k < sizeof order / sizeof *order; k++) {
+      if (last) last->next = order[k];
+      last = order[k];
+    }
+  }
+  last->next = m->output.data ? &m->output : &m->embedding;
+}
+
 understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *kernels, int threads,
                                  understudy_progress_fn progress, void *user, ust_model **model,
                                  understudy_error *err) {
@@ -156,9 +176,9 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
   m->kernels = kernels;
   m->threads = threads;
   const ust_config *c = &m->config;
-  m->width_stride = UST_ROUND_UP(c->width, UST_PANEL);
-  m->qkv_stride = UST_ROUND_UP(3 * c->width, UST_PANEL);
-  m->hidden_stride = UST_ROUND_UP(c->feed_forward, UST_PANEL);
+  m->width_stride = row_stride(c->width);
+  m->qkv_stride = row_stride(3 * c->width);
+  m->hidden_stride = row_stride(c->feed_forward);
   m->vocabulary_stride = UST_ROUND_UP(c->vocabulary, UST_PANEL);
   loader l = {.weights = weights, .model = m, .progress = progress, .user = user, .err = err};
   l.total = (uint64_t)c->vocabulary + (uint64_t)c->layers * (5 * (uint64_t)c->width + (uint64_t)c->feed_forward);
@@ -174,6 +194,7 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
     ust_model_close(m);
     return status;
   }
+  link_matrices(m);
   m->weight_bytes = pass_bytes(m);
   *model = m;
   return UNDERSTUDY_OK;
