@@ -58,6 +58,33 @@ static inline void widen(const char *block, uint8_t *tile) {
   }
 }
 
+/* ---- 16 lanes ---- */
+
+/* 2^x for x <= 127, relative error about 2e-7; what would be denormal stays at 2^-126. Taylor's series of e^(x ln 2) on
+ * [-1/2, 1/2], then the power of two. */
+static inline __m512 exp2_lanes(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+  __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, whole);
+  __m512 p = _mm512_set1_ps(1.5403530e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.33335581e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, whole);
+}
+
+/* row_gelu() */
+static inline __m512 gelu_lanes(__m512 x) {
+  __m512 square = _mm512_mul_ps(x, x);
+  __m512 inner = _mm512_fmadd_ps(square, _mm512_set1_ps(-0.102943240f), _mm512_set1_ps(-2.30220820f));
+  __m512 e = exp2_lanes(_mm512_min_ps(_mm512_mul_ps(x, inner), _mm512_set1_ps(100.0f)));
+  __m512 y = _mm512_add_ps(e, _mm512_set1_ps(1.0f)), inverse = _mm512_rcp14_ps(y);
+  inverse = _mm512_mul_ps(inverse, _mm512_fnmadd_ps(y, inverse, _mm512_set1_ps(2.0f))); /* Newton */
+  return _mm512_mul_ps(x, inverse);
+}
+
 /* ---- matmul ----
  *
  * A panel meets up to 32 rows at a time: two strips by two tiles of rows, so that each tile loaded serves two
@@ -188,10 +215,28 @@ typedef struct product {
   char *y;
 } product;
 
-static void finish(const product *m, int panel, int row, int rows, float c[][UST_PANEL]) {
+/* Lines of each strip that finish() asks for per row: it takes about a tenth of a panel's time. */
+enum { FINISH_LINES = 2 };
+
+/* Bias and epilogue of a panel's sums. */
+static void finish(const product *m, int panel, int row, int rows, float c[][UST_PANEL], ahead far) {
   const float *bias = m->bias ? m->bias + (size_t)panel * UST_PANEL : NULL;
-  for (int r = 0; r < rows; r++)
-    row_finish(c[r], bias, m->epilogue, m->y, (size_t)(row + r) * m->y_stride + (size_t)panel * UST_PANEL);
+  __m512 first = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+  __m512 second = bias ? _mm512_loadu_ps(bias + 16) : _mm512_setzero_ps();
+  for (int r = 0; r < rows; r++) {
+    for (int l = 0; far.lines && l < FINISH_LINES; l++, far.left += 64, far.right += 64) {
+      _mm_prefetch(far.left, _MM_HINT_T1);
+      _mm_prefetch(far.right, _MM_HINT_T1);
+    }
+    size_t at = (size_t)(row + r) * m->y_stride + (size_t)panel * UST_PANEL;
+    if (m->epilogue == UST_GELU) {
+      __m512 low = gelu_lanes(_mm512_add_ps(_mm512_load_ps(c[r]), first));
+      __m512 high = gelu_lanes(_mm512_add_ps(_mm512_load_ps(c[r] + 16), second));
+      _mm512_storeu_si512((uint16_t *)(void *)m->y + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    } else {
+      row_finish(c[r], bias, m->epilogue, m->y, at);
+    }
+  }
 }
 
 /* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
@@ -220,10 +265,12 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
                           .next_left = last && after ? after : left,
                           .next_right = last && after ? after + after_strip : right,
                           .next_x = m->x + (last ? 0 : (size_t)(row + 32) * m->x_stride)};
-  ahead far = {.step = UST_ROUND_UP(after_strip / (size_t)(blocks * chunks), 64)};
+  ahead far = {0};
   if (after) {
-    far.lines = (int)(far.step / 64);
-    far.left = after + (size_t)(chunk * blocks) * far.step;
+    size_t lines = after_strip / 64 / (size_t)chunks, later = direct ? 0 : (size_t)rows * FINISH_LINES;
+    far.lines = (int)(UST_ROUND_UP(lines - UST_MIN(lines, later), (size_t)blocks) / (size_t)blocks);
+    far.step = (size_t)far.lines * 64;
+    far.left = after + (size_t)chunk * lines * 64;
     far.right = far.left + after_strip;
   }
   if (direct && m->epilogue == UST_ADD)
@@ -240,7 +287,9 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
   }
   float c[32][UST_PANEL] __attribute__((aligned(64)));
   tiles_store(c[0], UST_PANEL, bottom);
-  finish(m, panel, row, rows, c);
+  far.left += (size_t)blocks * far.step;
+  far.right += (size_t)blocks * far.step;
+  finish(m, panel, row, rows, c, far);
 }
 
 /* Each panel meets all rows before the next one. */
@@ -301,97 +350,220 @@ static void convert_transposed(const float *x, size_t x_stride, int rows, int co
 
 /* ---- attention ----
  *
- * Scores: every slot's key against 16 rows by tiles (a score depends on its row and key alone), then brought
- * into position order. Values: whole blocks of 32 positions below 32*floor((position - UST_TREE_DEPTH) / 32),
- * which lie in slot order for any tree, go through the tiles with zeros where a row's edge is earlier than its
- * neighbours'; the positions after that edge are added one at a time. The edge depends on the position alone. */
+ * 32 rows at a time. Scores: every slot's key by tiles (a score depends on its row and key alone), then brought into
+ * position order. Values: positions below position - UST_TREE_DEPTH, which lie in slot order for any tree, go through
+ * the tiles, with zeros from a row's edge on; the positions after the edge are added one at a time. The edge depends
+ * on the position alone. */
 
-enum { QUERIES = 16 };
+enum { QUERIES = 32 };
 
+/* Odd numbers of cache lines, so that the rows spread over the sets of the first level. */
 static inline size_t score_stride(int slots) {
   return (size_t)UST_ROUND_UP(slots, 32) + 16;
 }
+static inline size_t weight_stride(int slots) {
+  return ((size_t)UST_ROUND_UP(slots, 32) / 32 | 1) * 32;
+}
 static inline int tile_edge(int keys) {
-  return UST_MAX(0, (keys - 1 - UST_TREE_DEPTH)) / 32 * 32;
+  return UST_MAX(0, keys - 1 - UST_TREE_DEPTH);
+}
+
+/* Scratch memory of a call. */
+typedef struct attention_space {
+  float *scores, *sums, *window;      /* [QUERIES, score_stride], [QUERIES, dim], [slots, dim] */
+  uint16_t *weights, *queries;        /* [QUERIES, weight_stride], [QUERIES, dim] */
+  size_t score_stride, weight_stride;
+} attention_space;
+
+static size_t attention_layout(int slots, int dim, attention_space *space, char *memory) {
+  size_t d = (size_t)dim, scores = QUERIES * score_stride(slots), sums = QUERIES * d, window = (size_t)slots * d;
+  size_t weights = QUERIES * weight_stride(slots), queries = QUERIES * d;
+  if (space) {
+    *space = (attention_space){.score_stride = score_stride(slots), .weight_stride = weight_stride(slots)};
+    space->scores = (float *)(void *)memory;
+    space->sums = space->scores + scores;
+    space->window = space->sums + sums;
+    space->weights = (uint16_t *)(void *)(space->window + window);
+    space->queries = space->weights + weights;
+  }
+  return (scores + sums + window) * 4 + (weights + queries) * 2;
 }
 
 static size_t attention_scratch(int rows, int slots, int head_dim) {
   (void)rows;
-  size_t dim = (size_t)kv_dim(head_dim), stride = score_stride(slots);
-  return QUERIES * stride * 4 + QUERIES * stride * 2 + QUERIES * dim * 2 + QUERIES * dim * 4 + 64 * 4;
+  return attention_layout(slots, kv_dim(head_dim), NULL, NULL);
 }
 
-/* s[r][slot] for 16 rows; queries: bf16 [16, dim] */
-static void scores(const uint16_t *keys, int dim, int slot_end, const uint16_t *queries, float *s, size_t s_stride) {
-  for (int slot = 0; slot < slot_end; slot += 32) {
-    const uint16_t *left = keys + (size_t)slot * dim, *right = left + (size_t)16 * dim;
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int d = 0; d < dim; d += 32) {
-      _tile_loadd(4, queries + d, dim * 2);
-      _tile_loadd(6, left + (size_t)d * 16, 64);
-      _tile_loadd(7, right + (size_t)d * 16, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    _tile_stored(0, s + slot, s_stride * 4);
-    _tile_stored(1, s + slot + 16, s_stride * 4);
+/* One step of 32 keys or of 32 output coordinates: up to 32 rows of `a` by two tiles. */
+static inline __attribute__((always_inline)) void tile_step(const uint16_t *a, size_t a_stride, const void *left,
+                                                            const void *right, size_t b_bytes, bool bottom) {
+  _tile_loadd(6, left, b_bytes);
+  _tile_loadd(7, right, b_bytes);
+  _tile_loadd(4, a, a_stride * 2);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  if (bottom) {
+    _tile_loadd(5, a + 16 * a_stride, a_stride * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
 }
 
-/* sums[r][dim] = probabilities bf16 [16, p_stride] x values, over positions 0 … edge */
-static void tile_values(const uint16_t *values, int dim, int edge, const uint16_t *p, size_t p_stride, float *sums) {
+/* scores[r][slot] of up to 32 queries */
+static inline __attribute__((always_inline)) void scores(const uint16_t *keys, int dim, int slot_end,
+                                                         const attention_space *space, bool bottom) {
+  const char *end = (const char *)(keys + (size_t)UST_ROUND_UP(slot_end, 32) * dim);
+  for (int slot = 0; slot < slot_end; slot += 32) {
+    const uint16_t *left = keys + (size_t)slot * dim, *right = left + (size_t)16 * dim;
+    const char *near = UST_MIN((const char *)left + 2 * 64 * dim, end);
+    tiles_zero(bottom);
+    for (int d = 0; d < dim; d += 32) {
+      tile_step(space->queries + d, (size_t)dim, left + (size_t)d * 16, right + (size_t)d * 16, 64, bottom);
+      for (int l = 0; l < 32; l++, near += 64) _mm_prefetch(near, _MM_HINT_T0);
+    }
+    tiles_store(space->scores + slot, space->score_stride, bottom);
+  }
+}
+
+/* sums[r][dim] = weights x values, over positions 0 … edge, a multiple of 32 */
+static inline __attribute__((always_inline)) void tile_values(const uint16_t *values, int dim, int edge,
+                                                              const attention_space *space, bool bottom) {
   for (int d = 0; d < dim; d += 32) {
-    _tile_zero(0);
-    _tile_zero(1);
+    tiles_zero(bottom);
     for (int at = 0; at < edge; at += 32) {
       const uint16_t *block = values + (size_t)at * dim + 2 * d;
-      _tile_loadd(4, p + at, p_stride * 2);
-      _tile_loadd(6, block, dim * 4);
-      _tile_loadd(7, block + 32, dim * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
+      tile_step(space->weights + at, space->weight_stride, block, block + 32, (size_t)dim * 4, bottom);
     }
-    _tile_stored(0, sums + d, dim * 4);
-    _tile_stored(1, sums + d + 16, dim * 4);
+    tiles_store(space->sums + d, (size_t)dim, bottom);
+  }
+}
+
+/* Scores of n positions -> e^(scale (score - the largest)) in place, and below `edge` as bf16 weights, zeros from
+ * there to `end`, a multiple of 32. Returns the sum. Lanes go by position, so that a row's sum does not depend on
+ * its company. */
+static float softmax(float *s, int n, float scale, uint16_t *weights, int edge, int end) {
+  __m512 most = _mm512_set1_ps(s[0]), sum = _mm512_setzero_ps(), factor = _mm512_set1_ps(scale * 1.44269504f);
+  for (int i = 0; i < n; i += 16) {
+    __mmask16 in = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+    most = _mm512_mask_max_ps(most, in, most, _mm512_loadu_ps(s + i));
+  }
+  most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  for (int i = 0; i < UST_MAX(n, end); i += 32) {
+    __m512 e[2];
+    for (int half = 0; half < 2; half++) {
+      int from = i + 16 * half, left = UST_MAX(0, UST_MIN(16, n - from));
+      __mmask16 in = (__mmask16)((1u << left) - 1);
+      __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(s + from), most), factor);
+      e[half] = _mm512_maskz_mov_ps(in, exp2_lanes(x));
+      sum = _mm512_add_ps(sum, e[half]);
+      _mm512_storeu_ps(s + from, e[half]);
+    }
+    if (i >= end) continue;
+    int below = UST_MAX(0, UST_MIN(32, edge - i));
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(e[1], e[0]);
+    _mm512_store_si512(weights + i, _mm512_maskz_mov_epi16((__mmask32)((1ull << below) - 1), both));
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+/* out[c] = (sums[c] + weight x value of positions edge … n-1, one after the other) * inverse, for 16 * vectors
+ * coordinates; `window` holds the values of slots from `low` on. */
+static inline __attribute__((always_inline)) void window_columns(const float *window, int low, int dim,
+                                                                 const ust_attention_rows *rows, int row,
+                                                                 const float *weights, int edge, const float *sums,
+                                                                 float inverse, uint16_t *out, const int vectors) {
+  __m512 acc[4];
+  for (int i = 0; i < vectors; i++) acc[i] = _mm512_loadu_ps(sums + 16 * i);
+  for (int at = edge; at < rows->keys[row]; at++) {
+    const float *value = window + (size_t)(row_slot(rows, row, at) - low) * dim;
+    __m512 weight = _mm512_set1_ps(weights[at]);
+    for (int i = 0; i < vectors; i++) acc[i] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(value + 16 * i), acc[i]);
+  }
+  for (int i = 0; i < vectors; i++)
+    _mm256_storeu_si256((void *)(out + 16 * i),
+                        (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(acc[i], _mm512_set1_ps(inverse))));
+}
+
+/* The values of slots low … end-1 as f32 rows. */
+static void widen_values(const uint16_t *values, int dim, int low, int end, float *window) {
+  for (int slot = low; slot < end; slot++, window += dim)
+    for (int d = 0; d < dim; d += 16) {
+      __m512i pairs = _mm512_loadu_si512(values + (size_t)(slot / 2) * 2 * dim + 2 * d);
+      _mm512_storeu_ps(window + d, slot % 2 ? pair_odd(pairs) : pair_even(pairs));
+    }
+}
+
+/* What a group of rows has in common. */
+typedef struct attention_group {
+  int first, count;
+  int slot_end; /* after the last slot any row sees */
+  int low;      /* the first slot any row adds by itself */
+  int edge;     /* where the tiles end, a multiple of 32 */
+} attention_group;
+
+static attention_group describe_group(const ust_attention_rows *rows, int first) {
+  attention_group g = {.first = first, .count = UST_MIN(QUERIES, rows->rows - first), .low = INT32_MAX};
+  for (int r = first; r < first + g.count; r++) {
+    g.slot_end = UST_MAX(g.slot_end, row_slot(rows, r, rows->keys[r] - 1) + 1);
+    g.low = UST_MIN(g.low, tile_edge(rows->keys[r]));
+    g.edge = UST_MAX(g.edge, UST_ROUND_UP(tile_edge(rows->keys[r]), 32));
+  }
+  return g;
+}
+
+static inline __attribute__((always_inline)) void attend_group(const uint16_t *keys, const uint16_t *values,
+                                                               int head_dim, const ust_attention_rows *rows,
+                                                               attention_group g, const float *q, size_t q_stride,
+                                                               uint16_t *out, size_t out_stride,
+                                                               const attention_space *space, bool bottom) {
+  int dim = kv_dim(head_dim);
+  float inverse[QUERIES], scale = 1.0f / sqrtf((float)head_dim);
+  configure(UST_MIN(g.count, 16), UST_MAX(0, g.count - 16));
+  for (int r = 0; r < g.count; r++)
+    row_convert(q + (size_t)(g.first + r) * q_stride, head_dim, space->queries + (size_t)r * dim);
+  written();
+  scores(keys, dim, g.slot_end, space, bottom);
+  written();
+  const char *far = (const char *)values;
+  size_t share = UST_ROUND_UP((size_t)g.edge * dim * 2 / (size_t)g.count, 64);
+  for (int r = 0; r < g.count; r++) {
+    float *row = space->scores + (size_t)r * space->score_stride;
+    int n = rows->keys[g.first + r];
+    for (size_t l = 0; l < share; l += 64) _mm_prefetch(far + l, _MM_HINT_T1);
+    far += share;
+    row_order(row, rows, g.first + r);
+    inverse[r] = 1.0f / softmax(row, n, scale, space->weights + (size_t)r * space->weight_stride, tile_edge(n), g.edge);
+  }
+  written();
+  tile_values(values, dim, g.edge, space, bottom);
+  written();
+  widen_values(values, dim, g.low, g.slot_end, space->window);
+  for (int r = 0; r < g.count; r++) {
+    const float *weights = space->scores + (size_t)r * space->score_stride, *sums = space->sums + (size_t)r * dim;
+    uint16_t head[64], *to = out + (size_t)(g.first + r) * out_stride;
+    int edge = tile_edge(rows->keys[g.first + r]);
+    for (int d = 0; d < dim; d += 64) {
+      int count = UST_MIN(64, head_dim - d);
+      if (dim - d >= 64)
+        window_columns(space->window + d, g.low, dim, rows, g.first + r, weights, edge, sums + d, inverse[r], head, 4);
+      else
+        window_columns(space->window + d, g.low, dim, rows, g.first + r, weights, edge, sums + d, inverse[r], head, 2);
+      memcpy(to + d, head, (size_t)count * sizeof *to);
+    }
   }
 }
 
 static void attention(const void *kv, int slots, int head_dim, const ust_attention_rows *rows, const float *q,
                       size_t q_stride, void *out, size_t out_stride, void *scratch) {
-  int dim = kv_dim(head_dim);
-  const uint16_t *keys = kv, *values = keys + (size_t)slots * dim;
-  size_t stride = score_stride(slots);
-  float *s = scratch, *sums = s + QUERIES * stride;
-  uint16_t *p = (uint16_t *)(sums + QUERIES * dim), *queries = p + QUERIES * stride;
-  float inverse[QUERIES], scale = 1.0f / sqrtf((float)head_dim);
-  for (int r0 = 0; r0 < rows->rows; r0 += QUERIES) {
-    int count = UST_MIN(QUERIES, rows->rows - r0), slot_end = 0, edge = 0;
-    configure(count, 0);
-    for (int r = 0; r < count; r++) {
-      row_convert(q + (size_t)(r0 + r) * q_stride, head_dim, queries + r * dim);
-      slot_end = UST_MAX(slot_end, row_slot(rows, r0 + r, rows->keys[r0 + r] - 1) + 1);
-      edge = UST_MAX(edge, tile_edge(rows->keys[r0 + r]));
-    }
-    written();
-    scores(keys, dim, slot_end, queries, s, stride);
-    for (int r = 0; r < count; r++) {
-      float *row = s + (size_t)r * stride;
-      int own_edge = tile_edge(rows->keys[r0 + r]);
-      row_order(row, rows, r0 + r);
-      inverse[r] = 1.0f / row_softmax(row, rows->keys[r0 + r], scale);
-      for (int i = 0; i < own_edge; i++) p[r * stride + i] = to_activation(row[i]);
-      for (int i = own_edge; i < edge; i++) p[r * stride + i] = 0;
-    }
-    written();
-    tile_values(values, dim, edge, p, stride, sums);
-    for (int r = 0; r < count; r++) {
-      int n = rows->keys[r0 + r];
-      float *sum = sums + r * dim;
-      values_add(values, dim, rows, r0 + r, s + (size_t)r * stride, tile_edge(n), n, sum);
-      activation *to = (activation *)out + (size_t)(r0 + r) * out_stride;
-      for (int d = 0; d < head_dim; d++) to[d] = to_activation(sum[d] * inverse[r]);
-    }
+  const uint16_t *keys = kv, *values = keys + (size_t)slots * kv_dim(head_dim);
+  attention_space space;
+  attention_layout(slots, kv_dim(head_dim), &space, scratch);
+  for (int first = 0; first < rows->rows; first += QUERIES) {
+    attention_group g = describe_group(rows, first);
+    if (g.count > 16)
+      attend_group(keys, values, head_dim, rows, g, q, q_stride, out, out_stride, &space, true);
+    else
+      attend_group(keys, values, head_dim, rows, g, q, q_stride, out, out_stride, &space, false);
   }
 }
 
