@@ -60,18 +60,16 @@ static inline void widen(const char *block, uint8_t *tile) {
 
 /* ---- 16 lanes ---- */
 
-/* 2^x for x <= 127, relative error about 2e-7; what would be denormal stays at 2^-126. Taylor's series of e^(x ln 2) on
- * [-1/2, 1/2], then the power of two. */
+/* 2^x for x <= 127, relative error below 3e-7: the power of two, and on [-1/2, 1/2] the polynomial of degree 5
+ * that meets it at Chebyshev's points. */
 static inline __m512 exp2_lanes(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
   __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, whole);
-  __m512 p = _mm512_set1_ps(1.5403530e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.33335581e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  __m512 p = _mm512_set1_ps(0.00133908634f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.00967603192f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.0555035711f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240221075f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693147188f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.00000008f));
   return _mm512_scalef_ps(p, whole);
 }
 
@@ -79,7 +77,9 @@ static inline __m512 exp2_lanes(__m512 x) {
 static inline __m512 gelu_lanes(__m512 x) {
   __m512 square = _mm512_mul_ps(x, x);
   __m512 inner = _mm512_fmadd_ps(square, _mm512_set1_ps(-0.102943240f), _mm512_set1_ps(-2.30220820f));
-  __m512 e = exp2_lanes(_mm512_min_ps(_mm512_mul_ps(x, inner), _mm512_set1_ps(100.0f)));
+  __m512 exponent = _mm512_mul_ps(x, inner); /* kept where neither e nor its inverse is denormal */
+  exponent = _mm512_max_ps(_mm512_min_ps(exponent, _mm512_set1_ps(100.0f)), _mm512_set1_ps(-100.0f));
+  __m512 e = exp2_lanes(exponent);
   __m512 y = _mm512_add_ps(e, _mm512_set1_ps(1.0f)), inverse = _mm512_rcp14_ps(y);
   inverse = _mm512_mul_ps(inverse, _mm512_fnmadd_ps(y, inverse, _mm512_set1_ps(2.0f))); /* Newton */
   return _mm512_mul_ps(x, inverse);
@@ -438,30 +438,33 @@ static inline __attribute__((always_inline)) void tile_values(const uint16_t *va
   }
 }
 
+/* 16 of a row's scores -> e^(…) in place, zeros from the `left`th on. */
+static inline __m512 softmax_lanes(float *s, __m512 factor, __m512 shift, int left) {
+  __m512 e = exp2_lanes(_mm512_fmadd_ps(_mm512_loadu_ps(s), factor, shift));
+  if (left < 16) e = _mm512_maskz_mov_ps((__mmask16)((1u << UST_MAX(0, left)) - 1), e);
+  _mm512_storeu_ps(s, e);
+  return e;
+}
+
 /* Scores of n positions -> e^(scale (score - the largest)) in place, and below `edge` as bf16 weights, zeros from
  * there to `end`, a multiple of 32. Returns the sum. Lanes go by position, so that a row's sum does not depend on
- * its company. */
-static float softmax(float *s, int n, float scale, uint16_t *weights, int edge, int end) {
-  __m512 most = _mm512_set1_ps(s[0]), sum = _mm512_setzero_ps(), factor = _mm512_set1_ps(scale * 1.44269504f);
+ * its company. `lines` of `far` per 32 positions come into the second-level cache meanwhile. */
+static float softmax(float *s, int n, float scale, uint16_t *weights, int edge, int end, const char *far, int lines) {
+  __m512 most = _mm512_set1_ps(s[0]), sum = _mm512_setzero_ps();
   for (int i = 0; i < n; i += 16) {
     __mmask16 in = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
     most = _mm512_mask_max_ps(most, in, most, _mm512_loadu_ps(s + i));
   }
-  most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  float factor = scale * 1.44269504f, largest = _mm512_reduce_max_ps(most);
+  __m512 factors = _mm512_set1_ps(factor), shift = _mm512_set1_ps(-largest * factor);
   for (int i = 0; i < UST_MAX(n, end); i += 32) {
-    __m512 e[2];
-    for (int half = 0; half < 2; half++) {
-      int from = i + 16 * half, left = UST_MAX(0, UST_MIN(16, n - from));
-      __mmask16 in = (__mmask16)((1u << left) - 1);
-      __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(s + from), most), factor);
-      e[half] = _mm512_maskz_mov_ps(in, exp2_lanes(x));
-      sum = _mm512_add_ps(sum, e[half]);
-      _mm512_storeu_ps(s + from, e[half]);
-    }
+    __m512 low = softmax_lanes(s + i, factors, shift, n - i), high = softmax_lanes(s + i + 16, factors, shift, n - i - 16);
+    sum = _mm512_add_ps(_mm512_add_ps(sum, low), high);
     if (i >= end) continue;
-    int below = UST_MAX(0, UST_MIN(32, edge - i));
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(e[1], e[0]);
-    _mm512_store_si512(weights + i, _mm512_maskz_mov_epi16((__mmask32)((1ull << below) - 1), both));
+    for (int l = 0; l < lines; l++, far += 64) _mm_prefetch(far, _MM_HINT_T1);
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    if (edge - i < 32) both = _mm512_maskz_mov_epi16((__mmask32)((1ull << UST_MAX(0, edge - i)) - 1), both);
+    _mm512_store_si512(weights + i, both);
   }
   return _mm512_reduce_add_ps(sum);
 }
@@ -524,15 +527,15 @@ static inline __attribute__((always_inline)) void attend_group(const uint16_t *k
   written();
   scores(keys, dim, g.slot_end, space, bottom);
   written();
-  const char *far = (const char *)values;
-  size_t share = UST_ROUND_UP((size_t)g.edge * dim * 2 / (size_t)g.count, 64);
+  /* The values come meanwhile: of each 32 positions' lines, every row asks for its share. */
+  int lines = (dim + g.count - 1) / g.count;
   for (int r = 0; r < g.count; r++) {
     float *row = space->scores + (size_t)r * space->score_stride;
     int n = rows->keys[g.first + r];
-    for (size_t l = 0; l < share; l += 64) _mm_prefetch(far + l, _MM_HINT_T1);
-    far += share;
+    const char *far = (const char *)values + (size_t)r * (size_t)lines * 64 * (size_t)(g.edge / 32);
     row_order(row, rows, g.first + r);
-    inverse[r] = 1.0f / softmax(row, n, scale, space->weights + (size_t)r * space->weight_stride, tile_edge(n), g.edge);
+    inverse[r] = 1.0f / softmax(row, n, scale, space->weights + (size_t)r * space->weight_stride, tile_edge(n), g.edge,
+                                far, lines);
   }
   written();
   tile_values(values, dim, g.edge, space, bottom);
