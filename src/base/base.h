@@ -45,6 +45,8 @@ static inline bool ust_add(uint64_t a, uint64_t b, uint64_t *out) {
 /* 64-byte aligned, zeroed memory; large blocks are offered huge pages. NULL when there is none, and for a size
  * of 0 a block of one byte. Freed with ust_free(). */
 void *ust_alloc(size_t size);
+/* The same without the zeros: its pages appear when they are first written, by whichever thread that is. */
+void *ust_alloc_unset(size_t size);
 void ust_free(void *memory);
 
 /* A growing byte buffer; zero-initialised is empty. */

@@ -6,14 +6,19 @@
 
 enum { ALIGNMENT = 64, HUGE_PAGE = 2 << 20 };
 
-void *ust_alloc(size_t size) {
+void *ust_alloc_unset(size_t size) {
   if (size == 0) size = 1;
   if (size > SIZE_MAX / 2) return NULL;
   size_t alignment = size >= HUGE_PAGE ? HUGE_PAGE : ALIGNMENT;
   void *memory = NULL;
   if (posix_memalign(&memory, alignment, UST_ROUND_UP(size, alignment)) != 0) return NULL;
   if (alignment == HUGE_PAGE) madvise(memory, UST_ROUND_UP(size, alignment), MADV_HUGEPAGE);
-  memset(memory, 0, size);
+  return memory;
+}
+
+void *ust_alloc(size_t size) {
+  void *memory = ust_alloc_unset(size);
+  if (memory) memset(memory, 0, size ? size : 1);
   return memory;
 }
 

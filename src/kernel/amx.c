@@ -58,49 +58,122 @@ static inline void widen(const char *block, uint8_t *tile) {
   }
 }
 
-/* Weights come from memory into the second-level cache FAR bytes ahead of their use, and from there, like the rows
- * of x, into the first one block ahead: a tile load that misses waits for its 16 lines one after the other, and
- * prefetching from memory straight to the first level takes the few line buffers the rows of x need. */
-enum { FAR = 8192 };
+/* ---- 16 lanes ---- */
 
-#define PREFETCH(hint, from, step, count)                                                                              \
-  for (size_t line = 0; line < (count); line++) _mm_prefetch((const char *)(from) + line * (step), hint)
+/* 2^x for x <= 127, relative error below 3e-7: the power of two, and on [-1/2, 1/2] the polynomial of degree 5
+ * that meets it at Chebyshev's points. */
+static inline __m512 exp2_lanes(__m512 x) {
+  __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, whole);
+  __m512 p = _mm512_set1_ps(0.00133908634f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.00967603192f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.0555035711f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240221075f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693147188f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.00000008f));
+  return _mm512_scalef_ps(p, whole);
+}
 
-/* Adds the product of up to 32 rows of x and `blocks` blocks of a panel's two strips to sum tiles 0-3. `bottom`
- * false: the second 16 rows are absent; `fresh`: the panel comes from memory, not from a cache. */
+/* row_gelu() */
+static inline __m512 gelu_lanes(__m512 x) {
+  __m512 square = _mm512_mul_ps(x, x);
+  __m512 inner = _mm512_fmadd_ps(square, _mm512_set1_ps(-0.102943240f), _mm512_set1_ps(-2.30220820f));
+  __m512 exponent = _mm512_mul_ps(x, inner); /* kept where neither e nor its inverse is denormal */
+  exponent = _mm512_max_ps(_mm512_min_ps(exponent, _mm512_set1_ps(100.0f)), _mm512_set1_ps(-100.0f));
+  __m512 e = exp2_lanes(exponent);
+  __m512 y = _mm512_add_ps(e, _mm512_set1_ps(1.0f)), inverse = _mm512_rcp14_ps(y);
+  inverse = _mm512_mul_ps(inverse, _mm512_fnmadd_ps(y, inverse, _mm512_set1_ps(2.0f))); /* Newton */
+  return _mm512_mul_ps(x, inverse);
+}
+
+/* ---- matmul ----
+ *
+ * A panel meets up to 32 rows at a time: two strips by two tiles of rows, so that each tile loaded serves two
+ * products. Nothing here waits for memory if all is asked for early enough. While a panel is multiplied, the next one
+ * comes into the second-level cache, evenly over the panel's work however many rows there are; weights and rows of x
+ * come from there into the first level NEAR blocks ahead. The requests lie between the tile instructions: a core has
+ * few line buffers, and a run of requests holds up all that follows it (twice the time at 64 rows). */
+
+enum { NEAR = 2 };
+
+/* What comes into the second-level cache meanwhile: `lines` of each of two strips per block. Two strips, since each
+ * draws the hardware's own prefetching along. */
+typedef struct ahead {
+  const char *left, *right;
+  size_t step;
+  int lines;
+} ahead;
+
+/* The `part`th of `parts` equal shares of one block's prefetches. */
+static inline __attribute__((always_inline)) void request(int part, int parts, const ahead *far, const char *left,
+                                                          const char *right, int lines, const uint16_t *x,
+                                                          const uint16_t *lower, size_t x_stride, int top, int bottom) {
+  for (int l = part; l < far->lines; l += parts) {
+    _mm_prefetch(far->left + l * 64, _MM_HINT_T1);
+    _mm_prefetch(far->right + l * 64, _MM_HINT_T1);
+  }
+  for (int l = part; l < lines; l += parts) {
+    _mm_prefetch(left + l * 64, _MM_HINT_T0);
+    _mm_prefetch(right + l * 64, _MM_HINT_T0);
+  }
+  for (int r = part; r < top; r += parts) _mm_prefetch((const char *)(x + (size_t)r * x_stride), _MM_HINT_T0);
+  for (int r = part; r < bottom; r += parts) _mm_prefetch((const char *)(lower + (size_t)r * x_stride), _MM_HINT_T0);
+}
+
+/* The rows of x a panel meets, and where in a panel's work they stand. */
+typedef struct rows_of_x {
+  const uint16_t *x;
+  size_t stride;
+  int top, bottom;                      /* rows of the two tiles */
+  const char *next_left, *next_right; /* the blocks that follow this panel's work */
+  const uint16_t *next_x;
+} rows_of_x;
+
+/* Adds the product of up to 32 rows of x and `blocks` blocks of a panel's two strips to sum tiles 0-3. `lower`: there
+ * are more than 16 rows. */
 static inline __attribute__((always_inline)) void strip_sums(const char *left, const char *right, int blocks,
-                                                             const uint16_t *x, size_t x_stride, bool bottom,
-                                                             bool fresh, ust_format format) {
+                                                             const rows_of_x *rows, ahead far, bool lower,
+                                                             ust_format format) {
   uint8_t wide[2][TILE] __attribute__((aligned(64)));
-  size_t step = block_bytes(format), lines = (step + 63) / 64, x_bytes = x_stride * 2;
-  const uint16_t *lower = x + 16 * x_stride;
-  for (int b = 0; b < blocks; b++, left += step, right += step) {
-    if (fresh) {
-      PREFETCH(_MM_HINT_T1, left + FAR, 64, lines);
-      PREFETCH(_MM_HINT_T1, right + FAR, 64, lines);
+  const size_t step = block_bytes(format), stride = rows->stride;
+  const int lines = (int)(step + 63) / 64, parts = lower ? 8 : 5, top = rows->top, bottom = lower ? rows->bottom : 0;
+  const uint16_t *x = rows->x, *near_x = x + NEAR * BLOCK;
+  const char *near_left = left + NEAR * step, *near_right = right + NEAR * step;
+#define REQUEST(part)                                                                                                  \
+  request(part, parts, &far, near_left, near_right, lines, near_x, near_x + 16 * stride, stride, top, bottom)
+  for (int b = 0; b < blocks; b++) {
+    if (b == blocks - NEAR) {
+      near_left = rows->next_left;
+      near_right = rows->next_right;
+      near_x = rows->next_x;
     }
-    PREFETCH(_MM_HINT_T0, left + step, 64, lines);
-    PREFETCH(_MM_HINT_T0, right + step, 64, lines);
-    PREFETCH(_MM_HINT_T0, x + (size_t)(b + 1) * BLOCK, x_bytes, bottom ? 32u : 16u);
     if (format == UST_FORMAT_Q8) {
       widen(left, wide[0]);
       widen(right, wide[1]);
       written();
-      _tile_loadd(6, wide[0], 64);
-      _tile_loadd(7, wide[1], 64);
-    } else {
-      _tile_loadd(6, left, 64);
-      _tile_loadd(7, right, 64);
     }
-    _tile_loadd(4, x + (size_t)b * BLOCK, x_bytes);
+    _tile_loadd(6, format == UST_FORMAT_Q8 ? (const void *)wide[0] : left, 64);
+    REQUEST(0);
+    _tile_loadd(7, format == UST_FORMAT_Q8 ? (const void *)wide[1] : right, 64);
+    REQUEST(1);
+    _tile_loadd(4, x, stride * 2);
+    REQUEST(2);
     _tile_dpbf16ps(0, 4, 6);
+    REQUEST(3);
     _tile_dpbf16ps(1, 4, 7);
-    if (bottom) {
-      _tile_loadd(5, lower + (size_t)b * BLOCK, x_bytes);
+    REQUEST(4);
+    if (lower) {
+      _tile_loadd(5, x + 16 * stride, stride * 2);
+      REQUEST(5);
       _tile_dpbf16ps(2, 5, 6);
+      REQUEST(6);
       _tile_dpbf16ps(3, 5, 7);
+      REQUEST(7);
     }
+    left += step, right += step, near_left += step, near_right += step;
+    x += BLOCK, near_x += BLOCK;
+    far.left += far.step, far.right += far.step;
   }
+#undef REQUEST
 }
 
 static void tiles_zero(bool bottom) {
@@ -134,6 +207,7 @@ static void tiles_store(float *y, size_t stride, bool bottom) {
 /* What a call multiplies and where the sums go. */
 typedef struct product {
   const ust_matrix *w;
+  int panel, panel_end;
   const uint16_t *x;
   size_t x_stride, y_stride;
   const float *bias;
@@ -141,58 +215,111 @@ typedef struct product {
   char *y;
 } product;
 
-static void finish(const product *m, int panel, int row, int rows, float c[][UST_PANEL]) {
+/* Lines of each strip that finish() asks for per row: it takes about a tenth of a panel's time. */
+enum { FINISH_LINES = 2 };
+
+/* Bias and epilogue of a panel's sums. */
+static void finish(const product *m, int panel, int row, int rows, float c[][UST_PANEL], ahead far) {
   const float *bias = m->bias ? m->bias + (size_t)panel * UST_PANEL : NULL;
-  for (int r = 0; r < rows; r++)
-    row_finish(c[r], bias, m->epilogue, m->y, (size_t)(row + r) * m->y_stride + (size_t)panel * UST_PANEL);
+  __m512 first = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+  __m512 second = bias ? _mm512_loadu_ps(bias + 16) : _mm512_setzero_ps();
+  for (int r = 0; r < rows; r++) {
+    for (int l = 0; far.lines && l < FINISH_LINES; l++, far.left += 64, far.right += 64) {
+      _mm_prefetch(far.left, _MM_HINT_T1);
+      _mm_prefetch(far.right, _MM_HINT_T1);
+    }
+    size_t at = (size_t)(row + r) * m->y_stride + (size_t)panel * UST_PANEL;
+    if (m->epilogue == UST_GELU) {
+      __m512 low = gelu_lanes(_mm512_add_ps(_mm512_load_ps(c[r]), first));
+      __m512 high = gelu_lanes(_mm512_add_ps(_mm512_load_ps(c[r] + 16), second));
+      _mm512_storeu_si512((uint16_t *)(void *)m->y + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    } else {
+      row_finish(c[r], bias, m->epilogue, m->y, at);
+    }
+  }
 }
 
-/* One panel and up to 32 rows from `row` on. Without a bias, sums go to y (or start from it) directly. */
+/* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
+static const char *panel_after(const ust_matrix *w, int panel, int begin, int end) {
+  if (panel + 1 < end) return strip_of(w, 2 * (panel + 1));
+  if (!w->next) return NULL;
+  int64_t panels = UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL, next = UST_ROUND_UP(w->next->rows, UST_PANEL) / UST_PANEL;
+  return strip_of(w->next, 2 * (int)(next * begin / panels));
+}
+
+/* Panel `panel` and up to 32 rows from `row` on, which is chunk `chunk` of `chunks` of the rows. Without a bias, sums
+ * go to y (or start from it) directly. */
 static inline __attribute__((always_inline)) void whole_panel(const product *m, int panel, int row, int rows,
-                                                              bool fresh, ust_format format) {
+                                                              int chunk, int chunks, ust_format format) {
   bool bottom = rows > 16, direct = !m->bias && m->epilogue != UST_GELU;
   float *y = (float *)(void *)m->y + (size_t)row * m->y_stride + (size_t)panel * UST_PANEL;
-  const char *left = strip_of(m->w, 2 * panel), *right = strip_of(m->w, 2 * panel + 1);
-  const uint16_t *x = m->x + (size_t)row * m->x_stride;
+  int blocks = block_count(m->w);
+  const char *left = strip_of(m->w, 2 * panel), *right = left + (size_t)blocks * block_bytes(format);
+  const char *after = panel_after(m->w, panel, m->panel, m->panel_end);
+  size_t after_strip = panel + 1 < m->panel_end ? (size_t)(right - left) : after ? strip_bytes(m->w->next) : 0;
+  bool last = chunk + 1 == chunks;
+  const rows_of_x part = {.x = m->x + (size_t)row * m->x_stride,
+                          .stride = m->x_stride,
+                          .top = UST_MIN(rows, 16),
+                          .bottom = rows - 16,
+                          .next_left = last && after ? after : left,
+                          .next_right = last && after ? after + after_strip : right,
+                          .next_x = m->x + (last ? 0 : (size_t)(row + 32) * m->x_stride)};
+  ahead far = {0};
+  if (after) {
+    size_t lines = after_strip / 64 / (size_t)chunks, later = direct ? 0 : (size_t)rows * FINISH_LINES;
+    far.lines = (int)(UST_ROUND_UP(lines - UST_MIN(lines, later), (size_t)blocks) / (size_t)blocks);
+    far.step = (size_t)far.lines * 64;
+    far.left = after + (size_t)chunk * lines * 64;
+    far.right = far.left + after_strip;
+  }
   if (direct && m->epilogue == UST_ADD)
     tiles_load(y, m->y_stride, bottom);
   else
     tiles_zero(bottom);
   if (bottom)
-    strip_sums(left, right, block_count(m->w), x, m->x_stride, true, fresh, format);
+    strip_sums(left, right, blocks, &part, far, true, format);
   else
-    strip_sums(left, right, block_count(m->w), x, m->x_stride, false, fresh, format);
+    strip_sums(left, right, blocks, &part, far, false, format);
   if (direct) {
     tiles_store(y, m->y_stride, bottom);
     return;
   }
   float c[32][UST_PANEL] __attribute__((aligned(64)));
   tiles_store(c[0], UST_PANEL, bottom);
-  finish(m, panel, row, rows, c);
+  far.left += (size_t)blocks * far.step;
+  far.right += (size_t)blocks * far.step;
+  finish(m, panel, row, rows, c, far);
 }
 
-/* Each panel meets all rows before the next comes from memory. */
-static inline __attribute__((always_inline)) void by_panels(const product *m, int panel, int panel_end, int rows,
-                                                            ust_format format) {
-  int whole = rows / 32 * 32, rest = rows - whole;
+/* Each panel meets all rows before the next one. */
+static inline __attribute__((always_inline)) void by_panels(const product *m, int rows, ust_format format) {
+  int whole = rows / 32 * 32, rest = rows - whole, chunks = (rows + 31) / 32;
   if (!rest) configure(16, 16);
   if (!whole) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
-  for (int p = panel; p < panel_end; p++) {
+  for (int p = m->panel; p < m->panel_end; p++) {
     if (whole && rest) configure(16, 16);
-    for (int r = 0; r < whole; r += 32) whole_panel(m, p, r, 32, r == 0, format);
+    for (int r = 0; r < whole; r += 32) whole_panel(m, p, r, 32, r / 32, chunks, format);
     if (whole && rest) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
-    if (rest) whole_panel(m, p, whole, rest, !whole, format);
+    if (rest) whole_panel(m, p, whole, rest, chunks - 1, chunks, format);
   }
 }
 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
-  const product m = {
-      .w = w, .x = x, .x_stride = x_stride, .y_stride = y_stride, .bias = bias, .epilogue = epilogue, .y = y};
+  const product m = {.w = w,
+                     .panel = panel,
+                     .panel_end = panel_end,
+                     .x = x,
+                     .x_stride = x_stride,
+                     .y_stride = y_stride,
+                     .bias = bias,
+                     .epilogue = epilogue,
+                     .y = y};
   if (w->format == UST_FORMAT_Q8)
-    by_panels(&m, panel, panel_end, rows, UST_FORMAT_Q8);
+    by_panels(&m, rows, UST_FORMAT_Q8);
   else
-    by_panels(&m, panel, panel_end, rows, UST_FORMAT_BF16);
+    by_panels(&m, rows, UST_FORMAT_BF16);
 }
 
 /* y[c][r] = x[r][c] for 32 rows x 16 columns: pairs of rows become words, words are transposed. */
@@ -223,97 +350,223 @@ static void convert_transposed(const float *x, size_t x_stride, int rows, int co
 
 /* ---- attention ----
  *
- * Scores: every slot's key against 16 rows by tiles (a score depends on its row and key alone), then brought
- * into position order. Values: whole blocks of 32 positions below 32*floor((position - UST_TREE_DEPTH) / 32),
- * which lie in slot order for any tree, go through the tiles with zeros where a row's edge is earlier than its
- * neighbours'; the positions after that edge are added one at a time. The edge depends on the position alone. */
+ * 32 rows at a time. Scores: every slot's key by tiles (a score depends on its row and key alone), then brought into
+ * position order. Values: positions below position - UST_TREE_DEPTH, which lie in slot order for any tree, go through
+ * the tiles, with zeros from a row's edge on; the positions after the edge are added one at a time. The edge depends
+ * on the position alone. */
 
-enum { QUERIES = 16 };
+enum { QUERIES = 32 };
 
+/* Odd numbers of cache lines, so that the rows spread over the sets of the first level. */
 static inline size_t score_stride(int slots) {
   return (size_t)UST_ROUND_UP(slots, 32) + 16;
 }
+static inline size_t weight_stride(int slots) {
+  return ((size_t)UST_ROUND_UP(slots, 32) / 32 | 1) * 32;
+}
 static inline int tile_edge(int keys) {
-  return UST_MAX(0, (keys - 1 - UST_TREE_DEPTH)) / 32 * 32;
+  return UST_MAX(0, keys - 1 - UST_TREE_DEPTH);
+}
+
+/* Scratch memory of a call. */
+typedef struct attention_space {
+  float *scores, *sums, *window;      /* [QUERIES, score_stride], [QUERIES, dim], [slots, dim] */
+  uint16_t *weights, *queries;        /* [QUERIES, weight_stride], [QUERIES, dim] */
+  size_t score_stride, weight_stride;
+} attention_space;
+
+static size_t attention_layout(int slots, int dim, attention_space *space, char *memory) {
+  size_t d = (size_t)dim, scores = QUERIES * score_stride(slots), sums = QUERIES * d, window = (size_t)slots * d;
+  size_t weights = QUERIES * weight_stride(slots), queries = QUERIES * d;
+  if (space) {
+    *space = (attention_space){.score_stride = score_stride(slots), .weight_stride = weight_stride(slots)};
+    space->scores = (float *)(void *)memory;
+    space->sums = space->scores + scores;
+    space->window = space->sums + sums;
+    space->weights = (uint16_t *)(void *)(space->window + window);
+    space->queries = space->weights + weights;
+  }
+  return (scores + sums + window) * 4 + (weights + queries) * 2;
 }
 
 static size_t attention_scratch(int rows, int slots, int head_dim) {
   (void)rows;
-  size_t dim = (size_t)kv_dim(head_dim), stride = score_stride(slots);
-  return QUERIES * stride * 4 + QUERIES * stride * 2 + QUERIES * dim * 2 + QUERIES * dim * 4 + 64 * 4;
+  return attention_layout(slots, kv_dim(head_dim), NULL, NULL);
 }
 
-/* s[r][slot] for 16 rows; queries: bf16 [16, dim] */
-static void scores(const uint16_t *keys, int dim, int slot_end, const uint16_t *queries, float *s, size_t s_stride) {
-  for (int slot = 0; slot < slot_end; slot += 32) {
-    const uint16_t *left = keys + (size_t)slot * dim, *right = left + (size_t)16 * dim;
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int d = 0; d < dim; d += 32) {
-      _tile_loadd(4, queries + d, dim * 2);
-      _tile_loadd(6, left + (size_t)d * 16, 64);
-      _tile_loadd(7, right + (size_t)d * 16, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    _tile_stored(0, s + slot, s_stride * 4);
-    _tile_stored(1, s + slot + 16, s_stride * 4);
+/* One step of 32 keys or of 32 output coordinates: up to 32 rows of `a` by two tiles. */
+static inline __attribute__((always_inline)) void tile_step(const uint16_t *a, size_t a_stride, const void *left,
+                                                            const void *right, size_t b_bytes, bool bottom) {
+  _tile_loadd(6, left, b_bytes);
+  _tile_loadd(7, right, b_bytes);
+  _tile_loadd(4, a, a_stride * 2);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  if (bottom) {
+    _tile_loadd(5, a + 16 * a_stride, a_stride * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
 }
 
-/* sums[r][dim] = probabilities bf16 [16, p_stride] x values, over positions 0 … edge */
-static void tile_values(const uint16_t *values, int dim, int edge, const uint16_t *p, size_t p_stride, float *sums) {
+/* scores[r][slot] of up to 32 queries */
+static inline __attribute__((always_inline)) void scores(const uint16_t *keys, int dim, int slot_end,
+                                                         const attention_space *space, bool bottom) {
+  const char *end = (const char *)(keys + (size_t)UST_ROUND_UP(slot_end, 32) * dim);
+  for (int slot = 0; slot < slot_end; slot += 32) {
+    const uint16_t *left = keys + (size_t)slot * dim, *right = left + (size_t)16 * dim;
+    const char *near = UST_MIN((const char *)left + 2 * 64 * dim, end);
+    tiles_zero(bottom);
+    for (int d = 0; d < dim; d += 32) {
+      tile_step(space->queries + d, (size_t)dim, left + (size_t)d * 16, right + (size_t)d * 16, 64, bottom);
+      for (int l = 0; l < 32; l++, near += 64) _mm_prefetch(near, _MM_HINT_T0);
+    }
+    tiles_store(space->scores + slot, space->score_stride, bottom);
+  }
+}
+
+/* sums[r][dim] = weights x values, over positions 0 … edge, a multiple of 32 */
+static inline __attribute__((always_inline)) void tile_values(const uint16_t *values, int dim, int edge,
+                                                              const attention_space *space, bool bottom) {
   for (int d = 0; d < dim; d += 32) {
-    _tile_zero(0);
-    _tile_zero(1);
+    tiles_zero(bottom);
     for (int at = 0; at < edge; at += 32) {
       const uint16_t *block = values + (size_t)at * dim + 2 * d;
-      _tile_loadd(4, p + at, p_stride * 2);
-      _tile_loadd(6, block, dim * 4);
-      _tile_loadd(7, block + 32, dim * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
+      tile_step(space->weights + at, space->weight_stride, block, block + 32, (size_t)dim * 4, bottom);
     }
-    _tile_stored(0, sums + d, dim * 4);
-    _tile_stored(1, sums + d + 16, dim * 4);
+    tiles_store(space->sums + d, (size_t)dim, bottom);
+  }
+}
+
+/* 16 of a row's scores -> e^(…) in place, zeros from the `left`th on. */
+static inline __m512 softmax_lanes(float *s, __m512 factor, __m512 shift, int left) {
+  __m512 e = exp2_lanes(_mm512_fmadd_ps(_mm512_loadu_ps(s), factor, shift));
+  if (left < 16) e = _mm512_maskz_mov_ps((__mmask16)((1u << UST_MAX(0, left)) - 1), e);
+  _mm512_storeu_ps(s, e);
+  return e;
+}
+
+/* Scores of n positions -> e^(scale (score - the largest)) in place, and below `edge` as bf16 weights, zeros from
+ * there to `end`, a multiple of 32. Returns the sum. Lanes go by position, so that a row's sum does not depend on
+ * its company. `lines` of `far` per 32 positions come into the second-level cache meanwhile. */
+static float softmax(float *s, int n, float scale, uint16_t *weights, int edge, int end, const char *far, int lines) {
+  __m512 most = _mm512_set1_ps(s[0]), sum = _mm512_setzero_ps();
+  for (int i = 0; i < n; i += 16) {
+    __mmask16 in = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+    most = _mm512_mask_max_ps(most, in, most, _mm512_loadu_ps(s + i));
+  }
+  float factor = scale * 1.44269504f, largest = _mm512_reduce_max_ps(most);
+  __m512 factors = _mm512_set1_ps(factor), shift = _mm512_set1_ps(-largest * factor);
+  for (int i = 0; i < UST_MAX(n, end); i += 32) {
+    __m512 low = softmax_lanes(s + i, factors, shift, n - i), high = softmax_lanes(s + i + 16, factors, shift, n - i - 16);
+    sum = _mm512_add_ps(_mm512_add_ps(sum, low), high);
+    if (i >= end) continue;
+    for (int l = 0; l < lines; l++, far += 64) _mm_prefetch(far, _MM_HINT_T1);
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    if (edge - i < 32) both = _mm512_maskz_mov_epi16((__mmask32)((1ull << UST_MAX(0, edge - i)) - 1), both);
+    _mm512_store_si512(weights + i, both);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+/* out[c] = (sums[c] + weight x value of positions edge … n-1, one after the other) * inverse, for 16 * vectors
+ * coordinates; `window` holds the values of slots from `low` on. */
+static inline __attribute__((always_inline)) void window_columns(const float *window, int low, int dim,
+                                                                 const ust_attention_rows *rows, int row,
+                                                                 const float *weights, int edge, const float *sums,
+                                                                 float inverse, uint16_t *out, const int vectors) {
+  __m512 acc[4];
+  for (int i = 0; i < vectors; i++) acc[i] = _mm512_loadu_ps(sums + 16 * i);
+  for (int at = edge; at < rows->keys[row]; at++) {
+    const float *value = window + (size_t)(row_slot(rows, row, at) - low) * dim;
+    __m512 weight = _mm512_set1_ps(weights[at]);
+    for (int i = 0; i < vectors; i++) acc[i] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(value + 16 * i), acc[i]);
+  }
+  for (int i = 0; i < vectors; i++)
+    _mm256_storeu_si256((void *)(out + 16 * i),
+                        (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(acc[i], _mm512_set1_ps(inverse))));
+}
+
+/* The values of slots low … end-1 as f32 rows. */
+static void widen_values(const uint16_t *values, int dim, int low, int end, float *window) {
+  for (int slot = low; slot < end; slot++, window += dim)
+    for (int d = 0; d < dim; d += 16) {
+      __m512i pairs = _mm512_loadu_si512(values + (size_t)(slot / 2) * 2 * dim + 2 * d);
+      _mm512_storeu_ps(window + d, slot % 2 ? pair_odd(pairs) : pair_even(pairs));
+    }
+}
+
+/* What a group of rows has in common. */
+typedef struct attention_group {
+  int first, count;
+  int slot_end; /* after the last slot any row sees */
+  int low;      /* the first slot any row adds by itself */
+  int edge;     /* where the tiles end, a multiple of 32 */
+} attention_group;
+
+static attention_group describe_group(const ust_attention_rows *rows, int first) {
+  attention_group g = {.first = first, .count = UST_MIN(QUERIES, rows->rows - first), .low = INT32_MAX};
+  for (int r = first; r < first + g.count; r++) {
+    g.slot_end = UST_MAX(g.slot_end, row_slot(rows, r, rows->keys[r] - 1) + 1);
+    g.low = UST_MIN(g.low, tile_edge(rows->keys[r]));
+    g.edge = UST_MAX(g.edge, UST_ROUND_UP(tile_edge(rows->keys[r]), 32));
+  }
+  return g;
+}
+
+static inline __attribute__((always_inline)) void attend_group(const uint16_t *keys, const uint16_t *values,
+                                                               int head_dim, const ust_attention_rows *rows,
+                                                               attention_group g, const float *q, size_t q_stride,
+                                                               uint16_t *out, size_t out_stride,
+                                                               const attention_space *space, bool bottom) {
+  int dim = kv_dim(head_dim);
+  float inverse[QUERIES], scale = 1.0f / sqrtf((float)head_dim);
+  configure(UST_MIN(g.count, 16), UST_MAX(0, g.count - 16));
+  for (int r = 0; r < g.count; r++)
+    row_convert(q + (size_t)(g.first + r) * q_stride, head_dim, space->queries + (size_t)r * dim);
+  written();
+  scores(keys, dim, g.slot_end, space, bottom);
+  written();
+  /* The values come meanwhile: of each 32 positions' lines, every row asks for its share. */
+  int lines = (dim + g.count - 1) / g.count;
+  for (int r = 0; r < g.count; r++) {
+    float *row = space->scores + (size_t)r * space->score_stride;
+    int n = rows->keys[g.first + r];
+    const char *far = (const char *)values + (size_t)r * (size_t)lines * 64 * (size_t)(g.edge / 32);
+    row_order(row, rows, g.first + r);
+    inverse[r] = 1.0f / softmax(row, n, scale, space->weights + (size_t)r * space->weight_stride, tile_edge(n), g.edge,
+                                far, lines);
+  }
+  written();
+  tile_values(values, dim, g.edge, space, bottom);
+  written();
+  widen_values(values, dim, g.low, g.slot_end, space->window);
+  for (int r = 0; r < g.count; r++) {
+    const float *weights = space->scores + (size_t)r * space->score_stride, *sums = space->sums + (size_t)r * dim;
+    uint16_t head[64], *to = out + (size_t)(g.first + r) * out_stride;
+    int edge = tile_edge(rows->keys[g.first + r]);
+    for (int d = 0; d < dim; d += 64) {
+      int count = UST_MIN(64, head_dim - d);
+      if (dim - d >= 64)
+        window_columns(space->window + d, g.low, dim, rows, g.first + r, weights, edge, sums + d, inverse[r], head, 4);
+      else
+        window_columns(space->window + d, g.low, dim, rows, g.first + r, weights, edge, sums + d, inverse[r], head, 2);
+      memcpy(to + d, head, (size_t)count * sizeof *to);
+    }
   }
 }
 
 static void attention(const void *kv, int slots, int head_dim, const ust_attention_rows *rows, const float *q,
                       size_t q_stride, void *out, size_t out_stride, void *scratch) {
-  int dim = kv_dim(head_dim);
-  const uint16_t *keys = kv, *values = keys + (size_t)slots * dim;
-  size_t stride = score_stride(slots);
-  float *s = scratch, *sums = s + QUERIES * stride;
-  uint16_t *p = (uint16_t *)(sums + QUERIES * dim), *queries = p + QUERIES * stride;
-  float inverse[QUERIES], scale = 1.0f / sqrtf((float)head_dim);
-  for (int r0 = 0; r0 < rows->rows; r0 += QUERIES) {
-    int count = UST_MIN(QUERIES, rows->rows - r0), slot_end = 0, edge = 0;
-    configure(count, 0);
-    for (int r = 0; r < count; r++) {
-      row_convert(q + (size_t)(r0 + r) * q_stride, head_dim, queries + r * dim);
-      slot_end = UST_MAX(slot_end, row_slot(rows, r0 + r, rows->keys[r0 + r] - 1) + 1);
-      edge = UST_MAX(edge, tile_edge(rows->keys[r0 + r]));
-    }
-    written();
-    scores(keys, dim, slot_end, queries, s, stride);
-    for (int r = 0; r < count; r++) {
-      float *row = s + (size_t)r * stride;
-      int own_edge = tile_edge(rows->keys[r0 + r]);
-      row_order(row, rows, r0 + r);
-      inverse[r] = 1.0f / row_softmax(row, rows->keys[r0 + r], scale);
-      for (int i = 0; i < own_edge; i++) p[r * stride + i] = to_activation(row[i]);
-      for (int i = own_edge; i < edge; i++) p[r * stride + i] = 0;
-    }
-    written();
-    tile_values(values, dim, edge, p, stride, sums);
-    for (int r = 0; r < count; r++) {
-      int n = rows->keys[r0 + r];
-      float *sum = sums + r * dim;
-      values_add(values, dim, rows, r0 + r, s + (size_t)r * stride, tile_edge(n), n, sum);
-      activation *to = (activation *)out + (size_t)(r0 + r) * out_stride;
-      for (int d = 0; d < head_dim; d++) to[d] = to_activation(sum[d] * inverse[r]);
-    }
+  const uint16_t *keys = kv, *values = keys + (size_t)slots * kv_dim(head_dim);
+  attention_space space;
+  attention_layout(slots, kv_dim(head_dim), &space, scratch);
+  for (int first = 0; first < rows->rows; first += QUERIES) {
+    attention_group g = describe_group(rows, first);
+    if (g.count > 16)
+      attend_group(keys, values, head_dim, rows, g, q, q_stride, out, out_stride, &space, true);
+    else
+      attend_group(keys, values, head_dim, rows, g, q, q_stride, out, out_stride, &space, false);
   }
 }
 

@@ -8,6 +8,9 @@
 
 enum { AHEAD = 2 * TILE /* bytes of tiles asked for before their use: two steps of the loop over inputs */ };
 
+#define PREFETCH(hint, from, step, count)                                                                              \
+  for (size_t line = 0; line < (count); line++) _mm_prefetch((const char *)(from) + line * (step), hint)
+
 static inline uint16_t *left_tile(const ust_left *left, int row, int input) {
   return (uint16_t *)left->data + ((size_t)(row / 16) * (left->inputs / 32) + input / 32) * (TILE / 2);
 }
@@ -65,7 +68,7 @@ static void amx_left_matmul(const ust_matrix *w, int panel, int panel_end, const
       }
       float c[32][UST_PANEL] __attribute__((aligned(64)));
       tiles_store(c[0], UST_PANEL, true);
-      finish(&m, p, r, 32, c);
+      finish(&m, p, r, 32, c, (ahead){0});
     }
 }
 

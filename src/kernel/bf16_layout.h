@@ -19,8 +19,11 @@ static inline int block_count(const ust_matrix *m) {
 static inline size_t block_bytes(ust_format format) {
   return format == UST_FORMAT_Q8 ? Q8_TILE : TILE;
 }
+static inline size_t strip_bytes(const ust_matrix *m) {
+  return (size_t)block_count(m) * block_bytes(m->format);
+}
 static inline const char *strip_of(const ust_matrix *m, int strip) {
-  return (const char *)m->data + (size_t)strip * block_count(m) * block_bytes(m->format);
+  return (const char *)m->data + (size_t)strip * strip_bytes(m);
 }
 
 static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {
@@ -182,13 +185,23 @@ static size_t layout_kv_bytes(int slots, int head_dim) {
   return 2 * (size_t)slots * kv_dim(head_dim) * 2;
 }
 
+/* 16 coordinates from `d` on; zeros past the head's last. */
+static inline __m512 head_lanes(const float *x, int d, int head_dim) {
+  int left = UST_MAX(0, UST_MIN(16, head_dim - d));
+  return _mm512_maskz_loadu_ps((__mmask16)((1u << left) - 1), x + d);
+}
+
 static void layout_kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
   int dim = kv_dim(head_dim);
   uint16_t *key = (uint16_t *)kv + (size_t)(slot / 16) * 16 * dim + (slot % 16) * 2;
-  uint16_t *value = kv_values(kv, slots, dim) + (size_t)(slot / 2) * 2 * dim + slot % 2;
-  for (int d = 0; d < head_dim; d++) {
-    key[(d / 2) * 32 + d % 2] = ust_f32_to_bf16(k[d]);
-    value[d * 2] = ust_f32_to_bf16(v[d]);
+  uint16_t *value = kv_values(kv, slots, dim) + (size_t)(slot / 2) * 2 * dim;
+  const __m512i every16 = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 4);
+  __mmask32 half = slot % 2 ? 0xaaaaaaaau : 0x55555555u;
+  for (int d = 0; d < dim; d += 32, key += 16 * 32)
+    _mm512_i32scatter_epi32(key, every16, row_pairs(head_lanes(k, d, head_dim), head_lanes(k, d + 16, head_dim)), 4);
+  for (int d = 0; d < dim; d += 16, value += 32) {
+    __m512 x = head_lanes(v, d, head_dim);
+    _mm512_storeu_si512(value, _mm512_mask_mov_epi16(_mm512_loadu_si512(value), half, pair_bf16(x, x)));
   }
 }
 

@@ -36,6 +36,7 @@ typedef struct ust_matrix {
   int rows, cols;
   size_t bytes; /* of data: what one pass over it reads */
   void *data;   /* 64-byte aligned; NULL until allocated */
+  const struct ust_matrix *next; /* multiplied with after this one by the same threads: brought nearer meanwhile, or NULL */
 } ust_matrix;
 
 typedef enum ust_epilogue {

@@ -20,6 +20,7 @@ struct ust_model {
   float *positions;     /* [context, width] */
   float *norm_gain, *norm_bias;
   ust_layer *layers;
+  char *memory; /* of all tensors */
   uint64_t parameters, weight_bytes;
 };
 

@@ -1,5 +1,5 @@
-/* Opening a GPT-2: every tensor is checked by name and shape before anything is read, then matrices are packed
- * for the kernel level, a few hundred rows at a time, by all threads. */
+/* Opening a GPT-2: every tensor is checked by name and shape before anything is read, and counted; then matrices are
+ * packed for the kernel level into one block of memory, some rows at a time, by all threads. */
 #include <omp.h>
 
 #include "model/gpt2.h"
@@ -11,6 +11,9 @@ typedef struct loader {
   void *user;
   uint64_t done, total; /* matrix rows */
   bool checking;        /* the first time through: names and shapes alone */
+  size_t used;          /* bytes of the model's memory given out, or counted while checking */
+  char *buffers;        /* [threads, buffer_bytes]: rows as read */
+  size_t buffer_bytes;
   understudy_error *err;
 } loader;
 
@@ -18,13 +21,22 @@ static understudy_status find(loader *l, const char *name, uint64_t rows, uint64
   return ust_weights_find(l->weights, name, rows, cols, tensor, l->err);
 }
 
+/* The next `bytes` of the model's memory, or NULL while they are only counted. One block for all tensors, since huge
+ * pages would round each one up. */
+static void *take(loader *l, size_t bytes) {
+  size_t at = l->used;
+  l->used += UST_ROUND_UP(bytes, 64);
+  return l->checking ? NULL : l->model->memory + at;
+}
+
 static understudy_status load_vector(loader *l, const char *name, int n, float **out) {
   const ust_tensor *tensor;
   UST_TRY(find(l, name, 1, (uint64_t)n, &tensor));
-  if (l->checking) return UNDERSTUDY_OK;
   size_t bytes = (size_t)UST_ROUND_UP(n, UST_PANEL) * sizeof(float);
-  *out = ust_alloc(bytes);
-  if (!*out) return ust_error_memory(l->err, bytes, name);
+  float *values = take(l, bytes);
+  if (l->checking) return UNDERSTUDY_OK;
+  memset(values, 0, bytes);
+  *out = values;
   l->model->parameters += (uint64_t)n;
   return ust_weights_read_rows(l->weights, tensor, 0, 1, *out, l->err);
 }
@@ -43,7 +55,7 @@ static understudy_status pack_rows(loader *l, const ust_tensor *tensor, ust_matr
   return UNDERSTUDY_OK;
 }
 
-enum { CHUNK = 8 * UST_PANEL };
+enum { CHUNK = 2 * UST_PANEL }; /* rows read at a time: as f32 they stay in the second-level cache */
 
 /* Q8_0 tensors stay int8; all others become bf16 (f32 at the scalar level, for f32 files). */
 static ust_format format_of(const ust_kernels *kernels, ust_type type) {
@@ -55,30 +67,27 @@ static ust_format format_of(const ust_kernels *kernels, ust_type type) {
 static understudy_status load_matrix(loader *l, const char *name, int rows, int cols, ust_matrix *matrix) {
   const ust_tensor *tensor;
   UST_TRY(find(l, name, (uint64_t)rows, (uint64_t)cols, &tensor));
-  if (l->checking) return UNDERSTUDY_OK;
   const ust_kernels *kernels = l->model->kernels;
   ust_format format = format_of(kernels, tensor->type);
-  *matrix = (ust_matrix){.format = format, .rows = rows, .cols = cols};
-  matrix->bytes = kernels->matrix_bytes(format, rows, cols);
-  matrix->data = ust_alloc(matrix->bytes);
-  if (!matrix->data) return ust_error_memory(l->err, matrix->bytes, name);
+  size_t bytes = kernels->matrix_bytes(format, rows, cols);
+  void *data = take(l, bytes);
+  if (l->checking) return UNDERSTUDY_OK;
+  *matrix = (ust_matrix){.format = format, .rows = rows, .cols = cols, .bytes = bytes, .data = data};
   l->model->parameters += (uint64_t)rows * (uint64_t)cols;
 
   int chunks = (rows + CHUNK - 1) / CHUNK;
-  size_t buffer_bytes = (size_t)CHUNK * (size_t)UST_ROUND_UP(cols, 32) * sizeof(float);
   understudy_status status = UNDERSTUDY_OK;
 #pragma omp parallel num_threads(l->model->threads)
   {
-    void *buffer = ust_alloc(buffer_bytes);
+    void *buffer = l->buffers + (size_t)omp_get_thread_num() * l->buffer_bytes;
     understudy_error local = {0};
-    understudy_status mine = buffer ? UNDERSTUDY_OK : ust_error_memory(&local, buffer_bytes, name);
+    understudy_status mine = UNDERSTUDY_OK;
 #pragma omp for schedule(dynamic)
     for (int chunk = 0; chunk < chunks; chunk++) {
       if (mine != UNDERSTUDY_OK) continue;
       uint64_t row = (uint64_t)chunk * CHUNK;
       mine = pack_rows(l, tensor, matrix, row, UST_MIN((uint64_t)CHUNK, (uint64_t)rows - row), buffer, &local);
     }
-    ust_free(buffer);
 #pragma omp critical(ust_model_open)
     if (mine != UNDERSTUDY_OK && status == UNDERSTUDY_OK) {
       status = mine;
@@ -116,10 +125,8 @@ static understudy_status load_positions(loader *l) {
   const ust_config *c = &m->config;
   const ust_tensor *tensor;
   UST_TRY(find(l, "position_embd.weight", (uint64_t)c->context, (uint64_t)c->width, &tensor));
+  m->positions = take(l, (size_t)c->context * (size_t)c->width * sizeof(float));
   if (l->checking) return UNDERSTUDY_OK;
-  size_t bytes = (size_t)c->context * (size_t)c->width * sizeof(float);
-  m->positions = ust_alloc(bytes);
-  if (!m->positions) return ust_error_memory(l->err, bytes, "position_embd.weight");
   m->parameters += (uint64_t)c->context * (uint64_t)c->width;
   return ust_weights_read_rows(l->weights, tensor, 0, (uint64_t)c->context, m->positions, l->err);
 }
@@ -147,6 +154,40 @@ static uint64_t pass_bytes(const ust_model *m) {
   return bytes + 2 * (uint64_t)m->config.width * sizeof(float);
 }
 
+/* Memory for what was counted. */
+static understudy_status allocate(loader *l) {
+  const ust_config *c = &l->model->config;
+  size_t buffers = (size_t)l->model->threads;
+  l->buffer_bytes = (size_t)CHUNK * (size_t)UST_ROUND_UP(UST_MAX(c->width, c->feed_forward), 32) * sizeof(float);
+  l->buffers = ust_alloc_unset(buffers * l->buffer_bytes);
+  if (!l->buffers) return ust_error_memory(l->err, buffers * l->buffer_bytes, "reading weights");
+  l->model->memory = ust_alloc_unset(l->used);
+  if (!l->model->memory) return ust_error_memory(l->err, l->used, "the weights of a model");
+  l->checking = false;
+  l->used = 0;
+  return UNDERSTUDY_OK;
+}
+
+/* Whole panels, an odd number of them: at a stride of many powers of two, the rows of a block would share a few sets of
+ * the first-level cache. */
+static int row_stride(int n) {
+  return (UST_ROUND_UP(n, UST_PANEL) / UST_PANEL | 1) * UST_PANEL;
+}
+
+/* Tells each matrix which one a pass multiplies with next. */
+static void link_matrices(ust_model *m) {
+  ust_matrix *last = NULL;
+  for (int i = 0; i < m->config.layers; i++) {
+    ust_layer *layer = &m->layers[i];
+    ust_matrix *const order[] = {&layer->qkv, &layer->output, &layer->up, &layer->down};
+    for (size_t k = 0; k < sizeof order / sizeof *order; k++) {
+      if (last) last->next = order[k];
+      last = order[k];
+    }
+  }
+  last->next = m->output.data ? &m->output : &m->embedding;
+}
+
 understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *kernels, int threads,
                                  understudy_progress_fn progress, void *user, ust_model **model,
                                  understudy_error *err) {
@@ -156,9 +197,9 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
   m->kernels = kernels;
   m->threads = threads;
   const ust_config *c = &m->config;
-  m->width_stride = UST_ROUND_UP(c->width, UST_PANEL);
-  m->qkv_stride = UST_ROUND_UP(3 * c->width, UST_PANEL);
-  m->hidden_stride = UST_ROUND_UP(c->feed_forward, UST_PANEL);
+  m->width_stride = row_stride(c->width);
+  m->qkv_stride = row_stride(3 * c->width);
+  m->hidden_stride = row_stride(c->feed_forward);
   m->vocabulary_stride = UST_ROUND_UP(c->vocabulary, UST_PANEL);
   loader l = {.weights = weights, .model = m, .progress = progress, .user = user, .err = err};
   l.total = (uint64_t)c->vocabulary + (uint64_t)c->layers * (5 * (uint64_t)c->width + (uint64_t)c->feed_forward);
@@ -166,14 +207,18 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
   m->layers = ust_alloc((size_t)c->layers * sizeof *m->layers);
   understudy_status status =
       m->layers ? UNDERSTUDY_OK : ust_error_memory(err, (size_t)c->layers * sizeof *m->layers, "layers");
-  for (int pass = 0; pass < 2 && status == UNDERSTUDY_OK; pass++) {
-    l.checking = pass == 0;
+  if (status == UNDERSTUDY_OK) {
+    l.checking = true;
     status = load_all(&l);
   }
+  if (status == UNDERSTUDY_OK) status = allocate(&l);
+  if (status == UNDERSTUDY_OK) status = load_all(&l);
+  ust_free(l.buffers);
   if (status != UNDERSTUDY_OK) {
     ust_model_close(m);
     return status;
   }
+  link_matrices(m);
   m->weight_bytes = pass_bytes(m);
   *model = m;
   return UNDERSTUDY_OK;
@@ -181,19 +226,8 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
 
 void ust_model_close(ust_model *m) {
   if (!m) return;
-  for (int i = 0; m->layers && i < m->config.layers; i++) {
-    ust_layer *layer = &m->layers[i];
-    void *const parts[] = {layer->qkv.data,   layer->output.data, layer->up.data,  layer->down.data,
-                           layer->norm1_gain, layer->norm1_bias,  layer->qkv_bias, layer->output_bias,
-                           layer->norm2_gain, layer->norm2_bias,  layer->up_bias,  layer->down_bias};
-    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) ust_free(parts[p]);
-  }
   ust_free(m->layers);
-  ust_free(m->embedding.data);
-  ust_free(m->output.data);
-  ust_free(m->positions);
-  ust_free(m->norm_gain);
-  ust_free(m->norm_bias);
+  ust_free(m->memory);
   ust_free(m);
 }
 

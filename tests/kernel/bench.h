@@ -43,7 +43,8 @@ static int bench_shape(const ust_kernels *kernels, int shape, ust_format format)
   int count = UST_MIN(MOST_BUFFERS, UST_MAX(1, (int)(BENCH_WALK / bytes)));
   ust_matrix copies[MOST_BUFFERS];
   for (int i = 0; i < count; i++) {
-    copies[i] = (ust_matrix){format, outputs, cols, bytes, ust_alloc(bytes)};
+    copies[i] = (ust_matrix){
+        .format = format, .rows = outputs, .cols = cols, .bytes = bytes, .data = ust_alloc(bytes)};
     if (!copies[i].data) return print_error("out of memory\n"), 1;
   }
   float source[32 * 32];
