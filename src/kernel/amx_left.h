@@ -60,8 +60,8 @@ static void amx_left_matmul(const ust_matrix *w, int panel, int panel_end, const
         tiles_load(to, y_stride, true);
       else
         tiles_zero(true);
-      left_sums((const char *)left_tile(x, row + r, 0), (const char *)left_tile(x, row + r + 16, 0),
-                strip_of(w, 2 * p), strip_of(w, 2 * p + 1), blocks);
+      left_sums((const char *)left_tile(x, row + r, 0), (const char *)left_tile(x, row + r + 16, 0), strip_of(w, 2 * p),
+                strip_of(w, 2 * p + 1), blocks);
       if (!bias) {
         tiles_store(to, y_stride, true);
         continue;

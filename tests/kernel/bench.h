@@ -11,7 +11,8 @@
 static const struct {
   int cols, rows;
   const char *name;
-} bench_shapes[] = {{1280, 3840, "qkv"}, {1280, 1280, "out"}, {1280, 5120, "up"}, {5120, 1280, "down"}, {1280, 50257, "logits"}};
+} bench_shapes[] = {
+    {1280, 3840, "qkv"}, {1280, 1280, "out"}, {1280, 5120, "up"}, {5120, 1280, "down"}, {1280, 50257, "logits"}};
 
 enum { BENCH_WALK = 160 << 20 /* bytes of copies */, BENCH_ROUNDS = 3, BENCH_MOST_ROWS = 256 };
 #define BENCH_SECONDS 0.3
@@ -43,8 +44,7 @@ static int bench_shape(const ust_kernels *kernels, int shape, ust_format format)
   int count = UST_MIN(MOST_BUFFERS, UST_MAX(1, (int)(BENCH_WALK / bytes)));
   ust_matrix copies[MOST_BUFFERS];
   for (int i = 0; i < count; i++) {
-    copies[i] = (ust_matrix){
-        .format = format, .rows = outputs, .cols = cols, .bytes = bytes, .data = ust_alloc(bytes)};
+    copies[i] = (ust_matrix){.format = format, .rows = outputs, .cols = cols, .bytes = bytes, .data = ust_alloc(bytes)};
     if (!copies[i].data) return print_error("out of memory\n"), 1;
   }
   float source[32 * 32];
@@ -68,8 +68,8 @@ static int bench_shape(const ust_kernels *kernels, int shape, ust_format format)
       if (kernels->isa == UST_ISA_SCALAR && rows > 8) break;
       double seconds = bench_matmul(kernels, copies, count, rows, threads, x, x_stride, y, y_stride);
       printf("%-7s %-5s %-7s %5d x %-6d %4d rows %d thr %9.3f ms %7.1f GB/s %7.3f TFLOP/s\n", kernels->name,
-             format == UST_FORMAT_Q8 ? "q8" : "bf16", bench_shapes[shape].name, cols, outputs, rows, threads, seconds * 1e3,
-             (double)bytes / seconds * 1e-9, 2.0 * rows * cols * outputs / seconds * 1e-12);
+             format == UST_FORMAT_Q8 ? "q8" : "bf16", bench_shapes[shape].name, cols, outputs, rows, threads,
+             seconds * 1e3, (double)bytes / seconds * 1e-9, 2.0 * rows * cols * outputs / seconds * 1e-12);
       fflush(stdout);
     }
   for (int i = 0; i < count; i++) ust_free(copies[i].data);
