@@ -41,17 +41,19 @@ def parse_options():
     p.add_argument("-n", "--tokens", type=int, default=64, help="tokens to write for each [%(default)s]")
     p.add_argument("--rounds", type=int, default=2, help="times through the prompts [%(default)s]")
     p.add_argument("--seconds", type=float, help="start no further prompt of a format after so many seconds")
+    p.add_argument("--wait", action="store_true", help="once all is loaded, wait for Enter before measuring a format")
     p.add_argument("--quick", action="store_true", help="2 prompts, 32 tokens, 1 round")
     p.add_argument("--append", action="store_true", help="add to the answers that the JSON file has already")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="[%(default)s]")
     p.add_argument("--build", default="build", help="where understudy was built [%(default)s]")
     p.add_argument("--json", default="build/compare.json", help="[%(default)s]")
-    p.add_argument("--doc", default="docs/benchmarks.md", help="[%(default)s]")
+    p.add_argument("--doc", help="[docs/benchmarks.md; with --quick build/benchmarks.md]")
     p.add_argument("--prepare", action="store_true", help="only make the models' files")
     p.add_argument("--report", action="store_true", help="only print and write what the JSON file says")
     o = p.parse_args()
     if o.quick:
         o.limit, o.tokens, o.rounds = 2, 32, 1
+    o.doc = o.doc or ("build/benchmarks.md" if o.quick else "docs/benchmarks.md")
     return o
 
 
@@ -182,9 +184,10 @@ def measure_passes(o, workers, entry, session):
     if "llama.cpp" in workers:
         found["llama.cpp"] = workers["llama.cpp"].ask({"do": "passes", "rows": ROWS, "context": 128})["pass_ms"]
         time.sleep(PAUSE_S)
-    ours = {p["rows"]: p["ms"] for p in roofline(o, os.path.join(TOP, workers["understudy"].facts["file"]))["pass_ms"]
-            if p["context"] == 128}
-    found["understudy"] = [ours.get(rows) for rows in ROWS]
+    if "understudy" in workers:
+        target = os.path.join(TOP, workers["understudy"].facts["file"])
+        ours = {p["rows"]: p["ms"] for p in roofline(o, target)["pass_ms"] if p["context"] == 128}
+        found["understudy"] = [ours.get(rows) for rows in ROWS]
     entry["passes"].append({"session": session, "rows": ROWS, "context": 128, "ms": found})
 
 
@@ -208,9 +211,10 @@ def run_format(o, form, prompts, result):
     entry["problems"] = problems
     entry["engines"].update({name: worker.facts for name, worker in workers.items()})
     entry["date"] = datetime.date.today().isoformat()
-    if "understudy" not in workers:
+    tokenizer = workers.get("understudy") or workers.get("llama.cpp")
+    if not tokenizer:
         return
-    ids = [workers["understudy"].ask({"do": "tokenize", "text": text})["tokens"] for text in prompts]
+    ids = [tokenizer.ask({"do": "tokenize", "text": text})["tokens"] for text in prompts]
     long_prompt = (sum(ids, []) * 4)[:512]
     lanes = [(worker, mode) for worker in workers.values() for mode in MODES[worker.engine]]
 
@@ -227,13 +231,16 @@ def run_format(o, form, prompts, result):
 
     for worker, mode in list(lanes):  # learn costs, compile, touch every page
         answer(worker, mode, ids[-1], 8)
+    if o.wait:
+        say(f"{form}: ready; Enter starts measuring")
+        sys.stdin.readline()
     started = time.monotonic()
     entry["machine"].append(roofline(o))
     session = len(entry["machine"])
     for turn in range(o.rounds * len(ids)):
         if o.seconds and time.monotonic() - started > o.seconds:
             break
-        prompt = turn % len(ids)
+        prompt = (turn + session - 1) % len(ids)
         shift = turn % max(1, len(lanes))
         for worker, mode in lanes[shift:] + lanes[:shift]:
             found = answer(worker, mode, ids[prompt], o.tokens)
@@ -247,7 +254,10 @@ def run_format(o, form, prompts, result):
                                               "tokens": len(long_prompt), "seconds": found["prompt_s"]})
         say(f"{form}: prompt {turn + 1} of {o.rounds * len(ids)}, {time.monotonic() - started:.0f} s")
         save(o, result)
-    measure_passes(o, workers, entry, session)
+    try:
+        measure_passes(o, workers, entry, session)
+    except Problem as problem:
+        say(f"{form}: cost of passes: {problem}")
     entry["machine"].append(roofline(o))
     for worker in workers.values():
         worker.close()
@@ -288,7 +298,7 @@ def main():
         if result.get("settings", settings) != settings:
             sys.exit(f"compare: --append: {o.json} was measured with {result['settings']}, expected {settings}")
         result.update(settings=settings, machine=describe(o))
-        result["commands"].append("scripts/compare " + " ".join(sys.argv[1:]))
+        result["commands"].append(" ".join(["scripts/compare", *sys.argv[1:]]))
         prompts = read_prompts(o.prompts, o.limit)
         for form in o.formats.split(","):
             run_format(o, form, prompts, result)

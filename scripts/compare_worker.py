@@ -162,6 +162,9 @@ class LlamaCpp:
         return {"version": llama_cpp.__version__, "build": f"{request['build']}; {', '.join(flags)}",
                 "weight_bytes": size}
 
+    def tokenize(self, text):
+        return self.llm.tokenize(text.encode(), add_bos=False)
+
     def evaluate(self, llm, tokens, past, all_logits=False):
         for at in range(0, len(tokens), 512):
             piece = tokens[at:at + 512]
