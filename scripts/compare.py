@@ -270,7 +270,8 @@ def describe(o):
     return {"processor": line("lscpu | sed -n 's/^Model name: *//p'"),
             "family": line("lscpu | sed -n 's/^CPU family: *//p'"), "model": line("lscpu | sed -n 's/^Model: *//p'"),
             "amx": "amx_tile" in line("lscpu"),
-            "cores": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "cores": os.cpu_count(),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
             "system": line(". /etc/os-release; echo $PRETTY_NAME"), "kernel": platform.release(),
             "python": platform.python_version(), "compiler": line("cc --version | head -1"),
             "commit": line("git rev-parse --short HEAD")}

@@ -48,6 +48,12 @@ def in_words(same, total, first=None):
     return f"{same} of {total}" + (f", from token {first + 1}" if first is not None else "")
 
 
+def missing(entry):
+    """(engine or mode, why) of what has no row."""
+    absent = {engine: "not run" for engine in NAMES if engine not in entry["engines"]}
+    return [(NAMES.get(engine, engine), problem) for engine, problem in {**absent, **entry["problems"]}.items()]
+
+
 def number(value, form="{:.1f}"):
     return "–" if value is None else form.format(value)
 
@@ -63,9 +69,10 @@ def summary(entry):
         typical = median(rates) if rates else None
         prompts = [p["tokens"] / p["seconds"] for p in entry["long_prompts"] if p["engine"] == engine]
         same, total, _ = alike(lane, plain)
+        share = typical * entry["engines"][engine]["weight_bytes"] / bandwidth / 1e9 if typical else None
         rows.append({
             "engine": engine, "mode": mode, "rate": typical,
-            "share": typical and mode == "plain" and typical * entry["engines"][engine]["weight_bytes"] / bandwidth / 1e9,
+            "share": share if mode == "plain" else None,
             "speed_up": paired(lane, plain), "as_plain": in_words(same, total),
             "as_ours": in_words(*alike(lane, ours)), "answers": len(lane),
             "prompt_rate": median(prompts) if prompts and mode == "plain" else None})
@@ -106,6 +113,17 @@ def verdicts(form, entry):
     return lines
 
 
+def monotony(entry):
+    """A sentence when the texts are mostly one token: such text is too easy to draft for its speed-ups to count."""
+    texts = [a["tokens"] for a in entry["answers"] if a["mode"] == "plain"]
+    tokens = sum(texts, [])
+    most = max(map(tokens.count, set(tokens)), default=0)
+    if not tokens or most < len(tokens) / 2:
+        return []
+    return [f"{100 * most / len(tokens):.0f} % of what was written is one and the same token: too easy to draft for "
+            "the speed-ups of speculation to say much"]
+
+
 def pass_costs(entry):
     """[[engine, cost of a pass by rows…]…] of the latest measurement, each by the engine's own one row."""
     if not entry["passes"]:
@@ -133,9 +151,9 @@ def print_tables(result):
         if entry["passes"]:
             print("  one pass over several rows after 128 tokens, by one row:")
             print_aligned(pass_costs(entry), left=(0,))
-        for line in verdicts(form, entry):
+        for line in verdicts(form, entry) + monotony(entry):
             print(f"  {line}")
-        for engine, problem in entry["problems"].items():
+        for engine, problem in missing(entry):
             print(f"  missing: {engine}: {problem}")
 
 
@@ -145,11 +163,11 @@ Made by `scripts/compare` from what it measured; not edited by hand. Run that on
 
 Every engine has the same weights, prompts and number of threads, and its own process; they answer in turn, one prompt
 in one mode at a time, greedily. *tokens/s* is decoding alone, the median over the answers; the time until the
-first token is in *prompt tokens/s*, of a prompt of {long} tokens. *of bandwidth* is the weights' bytes times tokens/s by the
-reads this machine reached in the same run. *speed-up* is by the engine's own plain decoding of the same prompt moments
-before or after, the median. *as plain*: are the texts those of the engine's own plain decoding; *as understudy*: are they those of
-understudy's plain decoding, and where not, the first token that differs in any answer (another order of adding in bf16
-decides near ties differently; in a format of its own a peer has other weights).
+first token is in *prompt tokens/s*, of a prompt of {long} tokens. *of bandwidth* is the weights' bytes times
+tokens/s by the reads this machine reached in the same run. *speed-up* is by the engine's own plain decoding of the same prompt
+moments before or after, the median. *as plain*: are the texts those of the engine's own plain decoding; *as
+understudy*: are they those of understudy's plain decoding, and where not, the first token that differs in any answer
+(another order of adding in bf16 decides near ties differently; in a format of its own a peer has other weights).
 """
 
 LEGEND = """
@@ -159,7 +177,9 @@ draft model write N tokens ahead (transformers chooses the number itself), *spec
 
 FORMATS = """
 What a format is to whom: understudy and llama.cpp read the same GGUF file{own}. OpenVINO computes in bf16 from weights
-its converter stored as fp16, as int8 with a scale for each output, or as symmetric int4 in groups of 32. transformers runs bf16 only.
+its converter stored as fp16, as int8 with a scale for each output, or as symmetric int4 in groups of 32. transformers
+runs bf16 only. A target made by `understudy grow` has added layers that are equal; for OpenVINO, whose converter
+stores equal matrices once, and transformers they are made to differ, still adding nothing to speak of.
 """
 
 
@@ -167,7 +187,8 @@ def write_document(result, path):
     m, s = result["machine"], result["settings"]
     formats = result["formats"]
     longs = {p["tokens"] for entry in formats.values() for p in entry["long_prompts"]}
-    own = [f for f, entry in formats.items() if entry["engines"].get("llama.cpp", {}).get("file", "").endswith("-llama.gguf")]
+    own = [form for form, entry in formats.items()
+           if entry["engines"].get("llama.cpp", {}).get("file", "").endswith("-llama.gguf")]
     lines = [INTRODUCTION.format(long=" or ".join(map(str, sorted(longs))) or "–")]
     lines.append(f"{m['cores']} cores of {m['processor']} (family {m['family']}, model {m['model']}"
                  f"{', with AMX' if m['amx'] else ''}), {m['memory_gb']} GB, {m['system']}, Linux {m['kernel']}; "
@@ -177,17 +198,20 @@ def write_document(result, path):
         rows, bandwidth = summary(entry)
         answers = max((row["answers"] for row in rows), default=0)
         lines += [f"\n## {form}: {WEIGHTS[form]}", "",
-                  f"{entry['date']}; reads {bandwidth:.1f} GB/s; up to {answers} answers a mode.", "",
+                  f"{entry['date']}; reads {bandwidth:.1f} GB/s; answers a mode: {answers}.", "",
                   "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
         lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
         if verdicts(form, entry):
             lines += ["", "understudy, " + "; ".join(verdicts(form, entry)) + "."]
+        lines += ["", *(f"{line}." for line in monotony(entry))] if monotony(entry) else []
         costs = pass_costs(entry)
         if costs:
             lines += ["", "One pass over several rows after 128 tokens, and by one row:", "",
                       "| " + " | ".join(costs[0]) + " |", "|" + "---|" * len(costs[0])]
             lines += ["| " + " | ".join(line) + " |" for line in costs[1:]]
-        lines += [f"\nMissing: {engine}: {problem}." for engine, problem in entry["problems"].items()]
+        absent = [f"{engine}: {problem}" for engine, problem in missing(entry)]
+        if absent:
+            lines += ["", f"Missing here: {'; '.join(absent)}."]
     lines += [LEGEND.rstrip(), FORMATS.rstrip().format(
         own=f" (in {', '.join(own)} one that llama.cpp's quantizer wrote)" if own else ""), "", "## Versions", "",
         "| engine | version | build |", "|---|---|---|"]
@@ -196,8 +220,8 @@ def write_document(result, path):
         for engine, facts in entry["engines"].items():
             seen[engine] = f"| {NAMES[engine]} | {facts['version']} | {facts['build']} |"
     lines += seen.values()
-    lines += ["", f"understudy at commit {m['commit']}, compiled by {m['compiler']}; Python {m['python']}. Commands:", "",
-              "```", *result["commands"], "```"]
+    lines += ["", f"understudy at commit {m['commit']}, compiled by {m['compiler']}; Python {m['python']}. Commands:",
+              "", "```", *result["commands"], "```"]
     with open(path, "w") as file:
         file.write("\n".join(lines) + "\n")
 
