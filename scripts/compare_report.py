@@ -164,10 +164,11 @@ Made by `scripts/compare` from what it measured; not edited by hand. Run that on
 Every engine has the same weights, prompts and number of threads, and its own process; they answer in turn, one prompt
 in one mode at a time, greedily. *tokens/s* is decoding alone, the median over the answers; the time until the
 first token is in *prompt tokens/s*, of a prompt of {long} tokens. *of bandwidth* is the weights' bytes times
-tokens/s by the reads this machine reached in the same run. *speed-up* is by the engine's own plain decoding of the same prompt
-moments before or after, the median. *as plain*: are the texts those of the engine's own plain decoding; *as
-understudy*: are they those of understudy's plain decoding, and where not, the first token that differs in any answer
-(another order of adding in bf16 decides near ties differently; in a format of its own a peer has other weights).
+tokens/s by the reads this machine reached in the same run. *speed-up* is by the engine's own plain decoding of the
+same prompt moments before or after, the median. *as plain*: are the texts those of the engine's own plain decoding;
+*as understudy*: are they those of understudy's plain decoding, and where not, the first token that differs in any
+answer (another order of adding in bf16 decides near ties differently; in a format of its own a peer has other
+weights).
 """
 
 LEGEND = """
