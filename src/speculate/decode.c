@@ -73,7 +73,7 @@ static void find_costs(ust_decoder *d) {
   ust_cost *cost = &d->planner.target_cost;
   ust_cost_key(o->target, o->isa, "target", key);
   ust_cost_load(cost, o->cache, key);
-  if (ust_cost_measure(cost, target_rows, 6, o->context, false, time_target, d, 0.1))
+  if (ust_cost_measure(cost, target_rows, 6, o->context, true, time_target, d, 0.1))
     ust_cost_save(cost, o->cache, key);
   if (o->draft) {
     cost = &d->planner.draft_cost;

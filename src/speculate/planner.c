@@ -3,10 +3,11 @@
 
 #include "speculate/planner.h"
 
-enum { MEMORY = 200, PRIOR_WEIGHT = 4 };
+/* MEMORY: observations after which the older half counts for little: a text that changes character is followed. */
+enum { MEMORY = 64, PRIOR_WEIGHT = 4 };
 
 float ust_record_chance(const ust_record *r, float scale) {
-  return (r->hits + r->prior * scale * PRIOR_WEIGHT) / (r->trials + PRIOR_WEIGHT);
+  return (r->hits + r->prior * scale * r->weight) / (r->trials + r->weight);
 }
 
 float ust_planner_scale(const ust_record *covers) {
@@ -19,12 +20,19 @@ void ust_record_observe(ust_record *r, bool hit) {
   if (r->trials > MEMORY) {
     r->trials *= 0.5f;
     r->hits *= 0.5f;
+    r->weight *= 0.5f;
   }
 }
 
+/* One observation weighs about as much as five times this: a useless stage is tried in one step of five or less. */
 void ust_record_fade(ust_record *r) {
-  r->trials *= 0.995f;
-  r->hits *= 0.995f;
+  r->trials *= 0.999f;
+  r->hits *= 0.999f;
+  r->weight += 0.001f * (PRIOR_WEIGHT - r->weight);
+}
+
+static ust_record believed(float prior) {
+  return (ust_record){.prior = prior, .weight = PRIOR_WEIGHT};
 }
 
 static const float gap_edges[UST_GAPS - 1] = {0.1f, 0.25f, 0.5f, 0.9f, 1.4f, 2.0f, 3.0f, 4.5f, 7.0f};
@@ -37,19 +45,19 @@ int ust_planner_gap(float gap) {
 
 void ust_planner_init(ust_planner *p) {
   *p = (ust_planner){0};
-  p->draft_covers.prior = 0.8f;
-  p->text_covers.prior = 0.6f;
-  p->unconfirmed.prior = 0.03f;
+  p->draft_covers = believed(0.8f);
+  p->text_covers = believed(0.6f);
+  p->unconfirmed = believed(0.03f);
   for (int rank = 0; rank < UST_CANDIDATES; rank++)
     for (int gap = 0; gap < UST_GAPS; gap++) {
       float edge = gap ? gap_edges[gap - 1] : 0.05f;
       /* two scores a gap apart: a logistic guess, wrong in detail and soon replaced by what is observed */
-      float ahead = 1 / (1 + expf(-0.8f * edge));
-      p->draft_hits[rank][gap].prior = rank == 0 ? 0.9f * ahead : 0.5f * (1 - ahead) / (float)rank;
+      float ahead = 1 / (1 + expf(-0.8f * edge)), behind = (1 - ahead) / (float)UST_MAX(rank, 1);
+      p->draft_hits[rank][gap] = believed(rank == 0 ? 0.9f * ahead : 0.5f * behind);
       for (int order = 0; order < UST_ORDERS; order++) {
         float trust = 0.25f + 0.12f * (float)order;
-        p->text_hits[0][order][rank][gap].prior = rank == 0 ? trust * ahead : 0.3f * (1 - ahead) / (float)rank;
-        p->text_hits[1][order][rank][gap].prior = (rank == 0 ? 0.4f * ahead : 0.3f * (1 - ahead) / (float)rank);
+        p->text_hits[0][order][rank][gap] = believed(rank == 0 ? trust * ahead : 0.3f * behind);
+        p->text_hits[1][order][rank][gap] = believed(rank == 0 ? 0.4f * ahead : 0.3f * behind);
       }
     }
 }

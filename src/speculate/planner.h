@@ -18,9 +18,10 @@ enum {
   UST_ORDERS = 5
 };
 
-/* How often candidates of one kind were the target's choice; old observations fade. */
+/* How often candidates of one kind were the target's choice. Old observations fade, and the prior with them. */
 typedef struct ust_record {
-  float trials, hits, prior;
+  float trials, hits;
+  float prior, weight; /* what is believed before anything is seen, and for how many observations it counts */
 } ust_record;
 
 /* `scale` corrects the prior of a kind hardly seen yet by how its stage does on the whole. */

@@ -1,0 +1,81 @@
+/* What the planner believes: priors give way to what is seen, knowledge fades, fixed shapes are what they say. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "speculate/planner.h"
+
+static ust_planner planner;
+
+static void records_follow_the_text(void **unused) {
+  (void)unused;
+  ust_planner_init(&planner);
+  ust_record *r = &planner.draft_covers;
+  assert_float_equal(ust_record_chance(r, 1), 0.8f, 1e-6);
+  for (int i = 0; i < 400; i++) ust_record_observe(r, true);
+  assert_true(ust_record_chance(r, 1) > 0.99f);
+  for (int i = 0; i < 60; i++) ust_record_observe(r, false); /* another kind of text */
+  assert_true(ust_record_chance(r, 1) < 0.4f);
+  for (int i = 0; i < 400; i++) ust_record_observe(r, false);
+  assert_true(ust_record_chance(r, 1) < 0.001f); /* no prior keeps a useless stage alive */
+  for (int i = 0; i < 20; i++) ust_record_fade(r);
+  assert_true(ust_record_chance(r, 1) < 0.01f); /* nor is it tried at every turn */
+  for (int i = 0; i < 3000; i++) ust_record_fade(r);
+  assert_true(ust_record_chance(r, 1) > 0.4f); /* but one day again */
+}
+
+static void priors_are_probabilities(void **unused) {
+  (void)unused;
+  ust_planner_init(&planner);
+  for (int gap = 0; gap < UST_GAPS; gap++) {
+    float sum = 0;
+    for (int rank = 0; rank < UST_CANDIDATES; rank++) {
+      float chance = ust_record_chance(&planner.draft_hits[rank][gap], 1);
+      assert_true(chance > 0 && chance < 1);
+      if (rank < 2) sum += chance;
+    }
+    assert_true(sum < 1);
+  }
+}
+
+/* A tree with three children everywhere, the later the likelier. */
+static void grow(ust_tree *tree, int node, int levels) {
+  for (int i = 0; i < 3 && levels > 0; i++) {
+    int child = ust_tree_add(tree, node, i, 0.2f + 0.1f * (float)i, UNDERSTUDY_FROM_DRAFT);
+    grow(tree, child, levels - 1);
+  }
+}
+
+static int fitting(const ust_tree *tree, ust_shape shape) {
+  int count = 0;
+  for (int node = 1; node < tree->count; node++) {
+    bool fits = ust_tree_fits(tree, node, &shape);
+    if (fits)
+      assert_true(shape.length == 0 || tree->nodes[node].parent == 0 ||
+                  ust_tree_fits(tree, tree->nodes[node].parent, &shape));
+    count += fits;
+  }
+  return count;
+}
+
+static void shapes(void **unused) {
+  (void)unused;
+  static ust_tree tree;
+  ust_tree_start(&tree, 0);
+  grow(&tree, 0, 5);
+  assert_int_equal(fitting(&tree, (ust_shape){0}), tree.count - 1);
+  assert_int_equal(fitting(&tree, (ust_shape){.length = 4}), 4);
+  assert_int_equal(fitting(&tree, (ust_shape){.length = 4, .turns = 1}), 4 + 4 + 3 + 2); /* four chains */
+  assert_int_equal(fitting(&tree, (ust_shape){.length = 1, .turns = 1}), 1);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(records_follow_the_text),
+      cmocka_unit_test(priors_are_probabilities),
+      cmocka_unit_test(shapes),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
