@@ -230,13 +230,13 @@ void ust_timeline_commit(ust_timeline *t, const int32_t *path, int count) {
   const ust_model *m = t->model;
   int head_dim = m->config.width / m->config.heads, blocks = m->config.layers * m->config.heads;
   assert(t->committed + count <= t->context);
-  for (int i = 0; i < count; i++) {
-    assert(path[i] >= i && path[i] < t->nodes && t->depth[path[i]] == i);
-    if (path[i] == i) continue;
-    for (int b = 0; b < blocks; b++)
+  int first = 0; /* rows before it stand where they belong */
+  while (first < count && path[first] == first) first++;
+  for (int i = first; i < count; i++) assert(path[i] >= i && path[i] < t->nodes && t->depth[path[i]] == i);
+  for (int b = 0; b < blocks && first < count; b++) /* neighbouring slots share cache lines */
+    for (int i = first; i < count; i++)
       m->kernels->kv_move(t->kv + (size_t)b * t->head_bytes, t->slots, head_dim, t->committed + path[i],
                           t->committed + i);
-  }
   t->committed += count;
   t->nodes = 0;
 }

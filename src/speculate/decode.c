@@ -263,7 +263,7 @@ static void remember(ust_decoder *d, int node) {
 /* Every candidate proposed after `node` was right or wrong: the stages' records learn it. */
 static void learn(ust_decoder *d, int node, int32_t choice) {
   const ust_tree *tree = &d->tree;
-  bool draft_covered = false, text_covered = false, evaluated = tree->nodes[node].draft_node >= 0;
+  bool draft_covered = false, text_covered = false, added = false, evaluated = tree->nodes[node].draft_node >= 0;
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling) {
     const ust_node *n = &tree->nodes[child];
     bool hit = n->token == choice;
@@ -273,8 +273,10 @@ static void learn(ust_decoder *d, int node, int32_t choice) {
     if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0] + n->draft_cell, hit);
     draft_covered = draft_covered || (hit && n->draft_cell >= 0);
     text_covered = text_covered || (hit && n->text_cell >= 0);
+    added = added || (hit && n->text_cell < 0 && n->row >= 0);
   }
   if (evaluated) ust_record_observe(&d->planner.draft_covers, draft_covered);
+  if (evaluated) ust_record_observe(&d->planner.draft_adds[tree->nodes[node].known], added);
   if (tree->nodes[node].text_done) ust_record_observe(&d->planner.text_covers, text_covered);
 }
 

@@ -99,14 +99,22 @@ static int best_open(const ust_tree *tree, const bool *chosen, int deepest, cons
   return best;
 }
 
-/* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it.
- * What evaluating a node brings is the chance to get there times the chance that the draft then knows the token. */
+/* What the text stage's candidates after a node cover. */
+static int known_after(const ust_tree *tree, int node) {
+  float chance = 0;
+  for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling)
+    chance += tree->nodes[child].chance;
+  return ust_planner_known(chance);
+}
+
+/* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. What
+ * evaluating a node brings is the chance to get there times the chance that the target's choice will be in its pass
+ * thanks to the draft alone, which is small where the text stage knows it. */
 static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
   bool chosen[UST_TREE_CAPACITY] = {false};
-  double rate = ust_planner_rate(planner), covers = ust_record_chance(&planner->draft_covers, 1), gain = 0,
-         best_value = 0;
+  double rate = ust_planner_rate(planner), gain = 0, best_value = 0;
   int room = UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing;
   int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;
   while (count < UST_MIN(UST_DRAFT_ROWS, room)) {
@@ -114,13 +122,15 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
     if (node < 0) break;
     chosen[node] = true;
     chosen_nodes[count++] = node;
-    gain += tree->nodes[node].reach * covers;
+    if (text) ust_text_propose(text, tree, node, history, sampling);
+    ust_node *n = &tree->nodes[node];
+    n->known = (int8_t)known_after(tree, node);
+    gain += n->reach * ust_record_chance(&planner->draft_adds[n->known], 1);
     double value = gain - rate * ust_cost_of(&planner->draft_cost, missing + count);
     if (value > best_value || planner->shape.length) {
       best_value = value;
       best = count;
     }
-    if (text) ust_text_propose(text, tree, node, history, sampling);
   }
   return best;
 }
@@ -153,6 +163,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   if (count == 0) {
     if (first) {
       ust_record_fade(&stage->planner->draft_covers);
+      for (int known = 0; known < UST_KNOWN; known++) ust_record_fade(&stage->planner->draft_adds[known]);
       ust_cost_fade(&stage->planner->draft_cost);
     }
     return false;

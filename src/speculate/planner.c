@@ -43,9 +43,15 @@ int ust_planner_gap(float gap) {
   return i;
 }
 
+int ust_planner_known(float chance) {
+  return chance <= 0 ? 0 : 1 + (int)(UST_MIN(chance, 0.99f) * (UST_KNOWN - 1));
+}
+
 void ust_planner_init(ust_planner *p) {
   *p = (ust_planner){0};
   p->draft_covers = believed(0.8f);
+  for (int known = 0; known < UST_KNOWN; known++)
+    p->draft_adds[known] = believed(0.7f * (1 - (float)known / UST_KNOWN));
   p->text_covers = believed(0.6f);
   p->unconfirmed = believed(0.03f);
   for (int rank = 0; rank < UST_CANDIDATES; rank++)

@@ -15,7 +15,8 @@ enum {
   UST_DRAFT_ROWS = 24,
   UST_CANDIDATES = 6,
   UST_GAPS = 10,
-  UST_ORDERS = 5
+  UST_ORDERS = 5,
+  UST_KNOWN = 5
 };
 
 /* How often candidates of one kind were the target's choice. Old observations fade, and the prior with them. */
@@ -35,6 +36,7 @@ typedef struct ust_planner {
   ust_cost target_cost, draft_cost;
   double tokens, seconds;  /* lately; their ratio is the rate */
   ust_record draft_covers; /* the target's choice was among the draft's candidates */
+  ust_record draft_adds[UST_KNOWN]; /* it was in the pass thanks to the draft alone; [how much was known without it] */
   ust_record text_covers;  /* the same of the text stage's */
   ust_record unconfirmed;  /* the text stage proposed it, the draft evaluated its parent and did not */
   ust_record draft_hits[UST_CANDIDATES][UST_GAPS];
@@ -49,5 +51,7 @@ void ust_planner_observe_step(ust_planner *planner, int tokens, double seconds);
 float ust_planner_scale(const ust_record *covers);
 /* The class of a score gap. */
 int ust_planner_gap(float gap);
+/* The class of what the text stage's candidates after a node are thought to cover together. */
+int ust_planner_known(float chance);
 
 #endif

@@ -19,6 +19,7 @@ typedef struct ust_node {
   int16_t text_cell, draft_cell;     /* where each stage's record of such candidates is kept; -1: did not propose it */
   int32_t draft_node;                /* its node in the draft's timeline; -1: the draft has not evaluated it */
   bool text_done;                    /* the text stage has proposed its children */
+  int8_t known;                      /* class of the chance its children had together when the draft was asked */
   int32_t row;                       /* its row in the target's pass; -1: left out */
 } ust_node;
 
