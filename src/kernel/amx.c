@@ -95,11 +95,13 @@ static inline __m512 gelu_lanes(__m512 x) {
 
 enum { NEAR = 2 };
 
-/* What comes into the second-level cache meanwhile: `lines` of each of two strips per block. Two strips, since each
- * draws the hardware's own prefetching along. */
+/* What comes into the second-level cache meanwhile: `lines` of each of STREAMS pieces `apart` bytes from each other per
+ * block. Each stream draws the hardware's own prefetching along: eight read a fifth faster than two, here and below. */
+enum { STREAMS = 8 };
+
 typedef struct ahead {
-  const char *left, *right;
-  size_t step;
+  const char *at;
+  size_t apart;
   int lines;
 } ahead;
 
@@ -107,10 +109,8 @@ typedef struct ahead {
 static inline __attribute__((always_inline)) void request(int part, int parts, const ahead *far, const char *left,
                                                           const char *right, int lines, const uint16_t *x,
                                                           const uint16_t *lower, size_t x_stride, int top, int bottom) {
-  for (int l = part; l < far->lines; l += parts) {
-    _mm_prefetch(far->left + l * 64, _MM_HINT_T1);
-    _mm_prefetch(far->right + l * 64, _MM_HINT_T1);
-  }
+  for (int s = part; s < STREAMS; s += parts)
+    for (int l = 0; l < far->lines; l++) _mm_prefetch(far->at + (size_t)s * far->apart + l * 64, _MM_HINT_T1);
   for (int l = part; l < lines; l += parts) {
     _mm_prefetch(left + l * 64, _MM_HINT_T0);
     _mm_prefetch(right + l * 64, _MM_HINT_T0);
@@ -171,7 +171,7 @@ static inline __attribute__((always_inline)) void strip_sums(const char *left, c
     }
     left += step, right += step, near_left += step, near_right += step;
     x += BLOCK, near_x += BLOCK;
-    far.left += far.step, far.right += far.step;
+    far.at += far.lines * 64;
   }
 #undef REQUEST
 }
@@ -215,19 +215,12 @@ typedef struct product {
   char *y;
 } product;
 
-/* Lines of each strip that finish() asks for per row: it takes about a tenth of a panel's time. */
-enum { FINISH_LINES = 2 };
-
 /* Bias and epilogue of a panel's sums. */
-static void finish(const product *m, int panel, int row, int rows, float c[][UST_PANEL], ahead far) {
+static void finish(const product *m, int panel, int row, int rows, float c[][UST_PANEL]) {
   const float *bias = m->bias ? m->bias + (size_t)panel * UST_PANEL : NULL;
   __m512 first = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
   __m512 second = bias ? _mm512_loadu_ps(bias + 16) : _mm512_setzero_ps();
   for (int r = 0; r < rows; r++) {
-    for (int l = 0; far.lines && l < FINISH_LINES; l++, far.left += 64, far.right += 64) {
-      _mm_prefetch(far.left, _MM_HINT_T1);
-      _mm_prefetch(far.right, _MM_HINT_T1);
-    }
     size_t at = (size_t)(row + r) * m->y_stride + (size_t)panel * UST_PANEL;
     if (m->epilogue == UST_GELU) {
       __m512 low = gelu_lanes(_mm512_add_ps(_mm512_load_ps(c[r]), first));
@@ -268,11 +261,10 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
                           .next_x = m->x + (last ? 0 : (size_t)(row + 32) * m->x_stride)};
   ahead far = {0};
   if (after) {
-    size_t lines = after_strip / 64 / (size_t)chunks, later = direct ? 0 : (size_t)rows * FINISH_LINES;
-    far.lines = (int)(UST_ROUND_UP(lines - UST_MIN(lines, later), (size_t)blocks) / (size_t)blocks);
-    far.step = (size_t)far.lines * 64;
-    far.left = after + (size_t)chunk * lines * 64;
-    far.right = far.left + after_strip;
+    far.apart = 2 * after_strip / STREAMS;
+    size_t lines = (far.apart / 64 + (size_t)chunks - 1) / (size_t)chunks;
+    far.lines = (int)((lines + (size_t)blocks - 1) / (size_t)blocks);
+    far.at = after + (size_t)chunk * lines * 64;
   }
   if (direct && m->epilogue == UST_ADD)
     tiles_load(y, m->y_stride, bottom);
@@ -288,9 +280,7 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
   }
   float c[32][UST_PANEL] __attribute__((aligned(64)));
   tiles_store(c[0], UST_PANEL, bottom);
-  far.left += (size_t)blocks * far.step;
-  far.right += (size_t)blocks * far.step;
-  finish(m, panel, row, rows, c, far);
+  finish(m, panel, row, rows, c);
 }
 
 /* Each panel meets all rows before the next one. */

@@ -68,7 +68,7 @@ static void amx_left_matmul(const ust_matrix *w, int panel, int panel_end, const
       }
       float c[32][UST_PANEL] __attribute__((aligned(64)));
       tiles_store(c[0], UST_PANEL, true);
-      finish(&m, p, r, 32, c, (ahead){0});
+      finish(&m, p, r, 32, c);
     }
 }
 

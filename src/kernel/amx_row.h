@@ -7,8 +7,6 @@
 #ifndef UST_KERNEL_AMX_ROW_H
 #define UST_KERNEL_AMX_ROW_H
 
-enum { STREAMS = 8 };
-
 /* sums[streams][16] += x times strips of `bytes` each from `strips` on; `next`: the strips that follow. */
 static inline __attribute__((always_inline)) void row_sums(const char *strips, size_t bytes, const char *next,
                                                            size_t next_bytes, const uint16_t *x, int blocks,
@@ -61,7 +59,7 @@ static void row_group(const product *m, int panel, int panels) {
   if (direct)
     memcpy(y, sums, (size_t)panels * sizeof *sums);
   else
-    for (int i = 0; i < panels; i++) finish(m, panel + i, 0, 1, &sums[i], (ahead){0});
+    for (int i = 0; i < panels; i++) finish(m, panel + i, 0, 1, &sums[i]);
 }
 
 static void one_row(const product *m) {
