@@ -296,8 +296,6 @@ static inline __attribute__((always_inline)) void by_panels(const product *m, in
   }
 }
 
-#include "kernel/amx_row.h"
-
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
   const product m = {.w = w,
@@ -309,9 +307,7 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
                      .bias = bias,
                      .epilogue = epilogue,
                      .y = y};
-  if (rows == 1 && w->format == UST_FORMAT_BF16)
-    one_row(&m);
-  else if (w->format == UST_FORMAT_Q8)
+  if (w->format == UST_FORMAT_Q8)
     by_panels(&m, rows, UST_FORMAT_Q8);
   else
     by_panels(&m, rows, UST_FORMAT_BF16);
