@@ -160,8 +160,9 @@ static json_t *rows_json(const ust_details *d) {
 /* What is left of the steps' time is planning: growing the tree, learning from the outcome, committing. */
 static json_t *time_json(const understudy_stats *s, const ust_details *d) {
   double planning = s->seconds - s->target_seconds - s->draft_seconds - d->text_seconds - d->choice_seconds;
-  return json_pack("{s:f, s:f, s:f, s:f, s:f}", "target_s", s->target_seconds, "draft_s", s->draft_seconds, "ngram_s",
-                   d->text_seconds, "choice_s", d->choice_seconds, "planning_s", UST_MAX(planning, 0.0));
+  return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "prompt_s", s->prompt_seconds, "target_s", s->target_seconds,
+                   "draft_s", s->draft_seconds, "ngram_s", d->text_seconds, "choice_s", d->choice_seconds, "planning_s",
+                   UST_MAX(planning, 0.0));
 }
 
 /* `plain` is NULL when plain decoding was not run: the comparison is then null. */
