@@ -179,11 +179,13 @@ understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int 
 /* The node of largest reach outside the pass whose parent is in it; -1: none. */
 static int best_leaf(const ust_tree *tree, int deepest, const ust_shape *shape) {
   int best = -1;
+  float reach = -1;
   for (int i = 1; i < tree->count; i++) {
     const ust_node *n = &tree->nodes[i];
-    if (n->row >= 0 || n->depth > deepest || tree->nodes[n->parent].row < 0) continue;
+    if (n->reach <= reach || n->row >= 0 || n->depth > deepest || tree->nodes[n->parent].row < 0) continue;
     if (!ust_tree_fits(tree, i, shape)) continue;
-    if (best < 0 || n->reach > tree->nodes[best].reach) best = i;
+    best = i;
+    reach = n->reach;
   }
   return best;
 }

@@ -89,12 +89,14 @@ void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
 /* The unevaluated node of largest reach whose parent is evaluated or about to be; -1: none. */
 static int best_open(const ust_tree *tree, const bool *chosen, int deepest, const ust_shape *shape) {
   int best = -1;
+  float reach = -1;
   for (int i = 0; i < tree->count; i++) {
     const ust_node *n = &tree->nodes[i];
-    if (n->draft_node >= 0 || chosen[i] || n->depth > deepest) continue;
+    if (n->reach <= reach || n->draft_node >= 0 || chosen[i] || n->depth > deepest) continue;
     if (n->parent >= 0 && tree->nodes[n->parent].draft_node < 0 && !chosen[n->parent]) continue;
     if (shape->length && (n->depth == shape->length || !ust_tree_fits(tree, i, shape))) continue;
-    if (best < 0 || n->reach > tree->nodes[best].reach) best = i;
+    best = i;
+    reach = n->reach;
   }
   return best;
 }
