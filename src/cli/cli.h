@@ -150,9 +150,8 @@ void ust_cli_prompts_free(ust_prompts *prompts);
 /* The tokenizer of a GGUF file (*weights NULL or already open) or of a Hugging Face directory. */
 understudy_status ust_cli_tokenizer(const char *path, const ust_weights *weights, ust_tokenizer **tokenizer,
                                     understudy_error *err);
-/* "q8_0", "bf16", "f16", "f32"; the caller has checked the word. */
+/* "q4_0", "q8_0", "bf16", "f16", "f32"; the caller has checked the word. */
 ust_type ust_cli_type(const char *word);
-const char *ust_cli_type_name(ust_type type);
 
 /* ---- report.c: run's and bench's figures ---- */
 

@@ -21,7 +21,7 @@ static const command commands[] = {
     {"distill", ust_cli_distill, "train a small draft model to imitate a target"},
     {"ngram", ust_cli_ngram, "fit an n-gram file on text a draft model writes"},
     {"grow", ust_cli_grow, "turn a small GPT-2 into a large one that computes the same"},
-    {"quantize", ust_cli_quantize, "rewrite a model as Q8_0, BF16, F16 or F32"},
+    {"quantize", ust_cli_quantize, "rewrite a model as Q4_0, Q8_0, BF16, F16 or F32"},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -25,10 +25,10 @@ static understudy_status copy_tensors(const ust_weights *weights, ust_gguf_write
   uint64_t widest = 1, done = 0, total = 0;
   for (size_t i = 0; i < ust_weights_count(weights); i++) {
     const ust_tensor *tensor = ust_weights_tensor(weights, i);
-    if (type_for(tensor, type) == UST_TYPE_Q8_0 && tensor->cols % 32)
+    if (tensor->cols % (uint64_t)ust_type_block(type_for(tensor, type)))
       return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
-                       "%s: %s: found rows of %llu, expected a multiple of 32 for q8_0", ust_weights_path(weights),
-                       tensor->name, (unsigned long long)tensor->cols);
+                       "%s: %s: found rows of %llu, expected a multiple of 32 for %s", ust_weights_path(weights),
+                       tensor->name, (unsigned long long)tensor->cols, ust_type_name(type_for(tensor, type)));
     ust_gguf_declare(writer, tensor->name, type_for(tensor, type), tensor->rows, tensor->cols);
     widest = UST_MAX(widest, tensor->cols);
     total += tensor->rows * tensor->cols;
@@ -75,13 +75,13 @@ int ust_cli_quantize(int argc, char **argv) {
   bool quiet = false;
   const ust_option options[] = {
       {UST_TEXT("output", 'o', &output, "OUT", "the GGUF file to write"), .required = true},
-      {UST_CHOICE("type", &type, "q8_0|bf16|f16|f32", "of the matrices; gains and biases stay f32"), .required = true},
+      {UST_CHOICE("type", &type, "q4_0|q8_0|bf16|f16|f32", "of the matrices; gains and biases stay f32"), .required = true},
       UST_OPTIONS_QUIET(&quiet),
       UST_OPTIONS_END,
   };
   const ust_cli_help help = {
       .command = "quantize",
-      .usage = "quantize MODEL -o OUT --type q8_0|bf16|f16|f32",
+      .usage = "quantize MODEL -o OUT --type q4_0|q8_0|bf16|f16|f32",
       .about = "Rewrites a model (a GGUF file or a Hugging Face directory) as a GGUF file of another weight type.",
       .example = "understudy quantize gpt2-large/ -o gpt2-large-q8.gguf --type q8_0",
   };

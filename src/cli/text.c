@@ -200,19 +200,9 @@ understudy_status ust_cli_tokenizer(const char *path, const ust_weights *weights
   return status;
 }
 
-static const struct {
-  const char *word;
-  ust_type type;
-} types[] = {{"q8_0", UST_TYPE_Q8_0}, {"bf16", UST_TYPE_BF16}, {"f16", UST_TYPE_F16}, {"f32", UST_TYPE_F32}};
-
 ust_type ust_cli_type(const char *word) {
+  static const ust_type types[] = {UST_TYPE_Q4_0, UST_TYPE_Q8_0, UST_TYPE_BF16, UST_TYPE_F16};
   for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
-    if (strcmp(types[i].word, word) == 0) return types[i].type;
+    if (strcmp(ust_type_name(types[i]), word) == 0) return types[i];
   return UST_TYPE_F32;
-}
-
-const char *ust_cli_type_name(ust_type type) {
-  for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
-    if (types[i].type == type) return types[i].word;
-  return "unknown";
 }

@@ -1,7 +1,7 @@
 /* The AMX level: bf16 activations, matmul and attention on 16 x 16 tiles of f32 sums (TDPBF16PS).
  *
  * A tile product treats each row by itself and takes the inputs in order, 32 at a time, so a row has the same
- * bits in a pass of 1 row and of 64. Q8 blocks are widened to bf16 tiles in the first-level cache. */
+ * bits in a pass of 1 row and of 64. Quantised matrices: amx_integers.h. */
 #include "kernel/kernel.h"
 
 #include <immintrin.h>
@@ -13,6 +13,7 @@ static inline activation to_activation(float x) {
 #include "kernel/rows.h"
 #include "kernel/training.h"
 #include "kernel/bf16_layout.h"
+#include "kernel/vnni.h"
 
 /* ---- tiles: 0-3 sums, 4-5 rows of x, 6-7 weights ---- */
 
@@ -43,19 +44,6 @@ static void configure(int top, int bottom) {
 
 static void release(void) {
   _tile_release();
-}
-
-/* A Q8 block as a bf16 tile. */
-static inline void widen(const char *block, uint8_t *tile) {
-  __m512 low, high;
-  q8_scales(block, &low, &high);
-  for (int pair = 0; pair < BLOCK / 2; pair++) {
-    const char *q = block + 32 + pair * 32;
-    __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)q)));
-    __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(q + 16))));
-    __m512bh both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(b, high), _mm512_mul_ps(a, low));
-    _mm512_store_si512((void *)(tile + pair * 64), (__m512i)both);
-  }
 }
 
 /* ---- 16 lanes ---- */
@@ -131,11 +119,9 @@ typedef struct rows_of_x {
 /* Adds the product of up to 32 rows of x and `blocks` blocks of a panel's two strips to sum tiles 0-3. `lower`: there
  * are more than 16 rows. */
 static inline __attribute__((always_inline)) void strip_sums(const char *left, const char *right, int blocks,
-                                                             const rows_of_x *rows, ahead far, bool lower,
-                                                             ust_format format) {
-  uint8_t wide[2][TILE] __attribute__((aligned(64)));
-  const size_t step = block_bytes(format), stride = rows->stride;
-  const int lines = (int)(step + 63) / 64, parts = lower ? 8 : 5, top = rows->top, bottom = lower ? rows->bottom : 0;
+                                                             const rows_of_x *rows, ahead far, bool lower) {
+  const size_t step = TILE, stride = rows->stride;
+  const int lines = TILE / 64, parts = lower ? 8 : 5, top = rows->top, bottom = lower ? rows->bottom : 0;
   const uint16_t *x = rows->x, *near_x = x + NEAR * BLOCK;
   const char *near_left = left + NEAR * step, *near_right = right + NEAR * step;
 #define REQUEST(part)                                                                                                  \
@@ -146,14 +132,9 @@ static inline __attribute__((always_inline)) void strip_sums(const char *left, c
       near_right = rows->next_right;
       near_x = rows->next_x;
     }
-    if (format == UST_FORMAT_Q8) {
-      widen(left, wide[0]);
-      widen(right, wide[1]);
-      written();
-    }
-    _tile_loadd(6, format == UST_FORMAT_Q8 ? (const void *)wide[0] : left, 64);
+    _tile_loadd(6, left, 64);
     REQUEST(0);
-    _tile_loadd(7, format == UST_FORMAT_Q8 ? (const void *)wide[1] : right, 64);
+    _tile_loadd(7, right, 64);
     REQUEST(1);
     _tile_loadd(4, x, stride * 2);
     REQUEST(2);
@@ -232,23 +213,14 @@ static void finish(const product *m, int panel, int row, int rows, float c[][UST
   }
 }
 
-/* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
-static const char *panel_after(const ust_matrix *w, int panel, int begin, int end) {
-  if (panel + 1 < end) return strip_of(w, 2 * (panel + 1));
-  if (!w->next) return NULL;
-  int64_t panels = UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL,
-          next = UST_ROUND_UP(w->next->rows, UST_PANEL) / UST_PANEL;
-  return strip_of(w->next, 2 * (int)(next * begin / panels));
-}
-
 /* Panel `panel` and up to 32 rows from `row` on, which is chunk `chunk` of `chunks` of the rows. Without a bias, sums
  * go to y (or start from it) directly. */
 static inline __attribute__((always_inline)) void whole_panel(const product *m, int panel, int row, int rows, int chunk,
-                                                              int chunks, ust_format format) {
+                                                              int chunks) {
   bool bottom = rows > 16, direct = !m->bias && m->epilogue != UST_GELU;
   float *y = (float *)(void *)m->y + (size_t)row * m->y_stride + (size_t)panel * UST_PANEL;
   int blocks = block_count(m->w);
-  const char *left = strip_of(m->w, 2 * panel), *right = left + (size_t)blocks * block_bytes(format);
+  const char *left = strip_of(m->w, 2 * panel), *right = left + (size_t)blocks * TILE;
   const char *after = panel_after(m->w, panel, m->panel, m->panel_end);
   size_t after_strip = panel + 1 < m->panel_end ? (size_t)(right - left) : after ? strip_bytes(m->w->next) : 0;
   bool last = chunk + 1 == chunks;
@@ -271,9 +243,9 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
   else
     tiles_zero(bottom);
   if (bottom)
-    strip_sums(left, right, blocks, &part, far, true, format);
+    strip_sums(left, right, blocks, &part, far, true);
   else
-    strip_sums(left, right, blocks, &part, far, false, format);
+    strip_sums(left, right, blocks, &part, far, false);
   if (direct) {
     tiles_store(y, m->y_stride, bottom);
     return;
@@ -284,17 +256,19 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
 }
 
 /* Each panel meets all rows before the next one. */
-static inline __attribute__((always_inline)) void by_panels(const product *m, int rows, ust_format format) {
+static void by_panels(const product *m, int rows) {
   int whole = rows / 32 * 32, rest = rows - whole, chunks = (rows + 31) / 32;
   if (!rest) configure(16, 16);
   if (!whole) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
   for (int p = m->panel; p < m->panel_end; p++) {
     if (whole && rest) configure(16, 16);
-    for (int r = 0; r < whole; r += 32) whole_panel(m, p, r, 32, r / 32, chunks, format);
+    for (int r = 0; r < whole; r += 32) whole_panel(m, p, r, 32, r / 32, chunks);
     if (whole && rest) configure(UST_MIN(rest, 16), UST_MAX(0, rest - 16));
-    if (rest) whole_panel(m, p, whole, rest, chunks - 1, chunks, format);
+    if (rest) whole_panel(m, p, whole, rest, chunks - 1, chunks);
   }
 }
+
+#include "kernel/amx_integers.h"
 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
@@ -307,10 +281,10 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
                      .bias = bias,
                      .epilogue = epilogue,
                      .y = y};
-  if (w->format == UST_FORMAT_Q8)
-    by_panels(&m, rows, UST_FORMAT_Q8);
+  if (ust_is_quantised(w->format))
+    matmul_quantised(&m, (void *)(uintptr_t)x, rows);
   else
-    by_panels(&m, rows, UST_FORMAT_BF16);
+    by_panels(&m, rows);
 }
 
 /* y[c][r] = x[r][c] for 32 rows x 16 columns: pairs of rows become words, words are transposed. */
@@ -346,6 +320,8 @@ void ust_amx_fill(ust_kernels *table) {
   training_fill(table);
   layout_fill(table);
   left_fill(table);
+  table->integers_bytes = integers_bytes;
+  table->integers = vnni_integers;
   table->matmul = matmul;
   table->convert_transposed = convert_transposed;
   table->attention_scratch = attention_scratch;

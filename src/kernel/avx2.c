@@ -2,7 +2,7 @@
  * (one or two rows) or in the first-level cache (more).
  *
  * Matrix: panels of 32 output columns, each a run of k-blocks of 32 inputs. A BF16 block is [16 input pairs]
- * [32 columns][2] bf16 = 2 KiB; a Q8 block is [32] f16 scales, then the same order in int8 = 1088 B.
+ * [32 columns][2] bf16 = 2 KiB. Quantised ones: quantised.h.
  * Keys of a head: [slot/8][head_dim][8 slots] f32; values: [slot][head_dim rounded up to 8] f32.
  *
  * Every output is one chain of fused multiply-adds over the inputs in order, so that a row has the same bits in
@@ -23,27 +23,26 @@ static inline activation to_activation(float x) {
 enum {
   BLOCK = 32,                         /* inputs of a block */
   BF16_BLOCK = BLOCK * UST_PANEL * 2, /* bytes */
-  Q8_BLOCK = UST_PANEL * 2 + BLOCK * UST_PANEL,
   CHUNK = 4,             /* blocks widened at a time: 16 KiB of f32 */
   GROUP = 6,             /* rows that share one load of the weights */
   MOST_ROWS = 16 * GROUP /* rows that share one widening */
 };
+
+#include "kernel/quantised.h"
 
 /* ---- matrices ---- */
 
 static int block_count(int cols) {
   return UST_ROUND_UP(cols, BLOCK) / BLOCK;
 }
-static size_t block_bytes(ust_format format) {
-  return format == UST_FORMAT_Q8 ? Q8_BLOCK : BF16_BLOCK;
-}
 
 static size_t matrix_bytes(ust_format format, int rows, int cols) {
-  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / UST_PANEL * (size_t)block_count(cols) * block_bytes(format);
+  if (ust_is_quantised(format)) return quantised_bytes(format, rows, cols);
+  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / UST_PANEL * (size_t)block_count(cols) * BF16_BLOCK;
 }
 
 static unsigned char *panel_of(const ust_matrix *m, int panel) {
-  return (unsigned char *)m->data + (size_t)panel * (size_t)block_count(m->cols) * block_bytes(m->format);
+  return (unsigned char *)m->data + (size_t)panel * (size_t)block_count(m->cols) * BF16_BLOCK;
 }
 
 /* Where input k of a column lies among the [pair][column][2] values of its block. */
@@ -66,72 +65,34 @@ static void pack(ust_matrix *m, int row, int count, const float *source, size_t 
   }
 }
 
-static void pack_q8(ust_matrix *m, int row, int count, const ust_q8_block *source) {
-  int blocks = block_count(m->cols);
-  for (int r0 = row; r0 < row + count; r0 += UST_PANEL)
-    for (int b = 0; b < blocks; b++) {
-      unsigned char *to = panel_of(m, r0 / UST_PANEL) + (size_t)b * Q8_BLOCK;
-      int columns = UST_MIN(UST_PANEL, row + count - r0), inputs = UST_MIN(BLOCK, m->cols - b * BLOCK);
-      memset(to, 0, Q8_BLOCK);
-      for (int c = 0; c < columns; c++) {
-        const ust_q8_block *block = &source[(size_t)(r0 - row + c) * (size_t)blocks + (size_t)b];
-        ((uint16_t *)(void *)to)[c] = block->scale;
-        for (int k = 0; k < inputs; k++) to[2 * UST_PANEL + place(k, c)] = (unsigned char)block->q[k];
-      }
-    }
-}
-
 static void unpack_row(const ust_matrix *m, int row, float *out) {
+  if (ust_is_quantised(m->format)) {
+    quantised_unpack_row(m, row, out);
+    return;
+  }
   const unsigned char *panel = panel_of(m, row / UST_PANEL);
-  int column = row % UST_PANEL;
   for (int k = 0; k < m->cols; k++) {
-    const unsigned char *block = panel + (size_t)(k / BLOCK) * block_bytes(m->format);
-    int at = place(k % BLOCK, column);
-    if (m->format == UST_FORMAT_Q8) {
-      float scale = ust_f16_to_f32(((const uint16_t *)(const void *)block)[column]);
-      out[k] = ust_bf16_to_f32(ust_f32_to_bf16(scale * (float)(int8_t)block[2 * UST_PANEL + at]));
-    } else {
-      out[k] = ust_bf16_to_f32(((const uint16_t *)(const void *)block)[at]);
-    }
+    const uint16_t *block = (const uint16_t *)(const void *)(panel + (size_t)(k / BLOCK) * BF16_BLOCK);
+    out[k] = ust_bf16_to_f32(block[place(k % BLOCK, row % UST_PANEL)]);
   }
 }
 
 /* ---- matmul ---- */
 
-/* f32 -> the f32 nearest to it among bf16, ties to even. */
-ALWAYS_INLINE __m256 nearest_bf16(__m256 x) {
-  __m256i bits = _mm256_castps_si256(x), low = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  bits = _mm256_add_epi32(bits, _mm256_add_epi32(low, _mm256_set1_epi32(0x7fff)));
-  return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000)));
-}
-
-/* The scales of 8 columns of a block. */
-ALWAYS_INLINE __m256 load_scale(ust_format format, const unsigned char *block, int column) {
-  if (format != UST_FORMAT_Q8) return _mm256_setzero_ps();
-  return _mm256_cvtph_ps(_mm_load_si128((const void *)(block + column * 2)));
-}
-
 /* An input pair of 8 columns of a block as f32: inputs k and k+1. */
-ALWAYS_INLINE void load_pair(ust_format format, const unsigned char *block, int pair, int column, __m256 scale,
-                             __m256 *even, __m256 *odd) {
-  int at = pair * 2 * UST_PANEL + column * 2;
-  if (format == UST_FORMAT_Q8) {
-    __m256i both = _mm256_cvtepi8_epi16(_mm_load_si128((const void *)(block + 2 * UST_PANEL + at)));
-    *even = nearest_bf16(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(both, 16), 16)), scale));
-    *odd = nearest_bf16(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(both, 16)), scale));
-  } else {
-    __m256i both = _mm256_load_si256((const void *)(block + at * 2));
-    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
-  }
+ALWAYS_INLINE void load_pair(const unsigned char *block, int pair, int column, __m256 *even, __m256 *odd) {
+  __m256i both = _mm256_load_si256((const void *)(block + (pair * UST_PANEL + column) * 4));
+  *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+  *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
 
 /* One block -> wide[32 inputs][32 columns]. */
-ALWAYS_INLINE void widen(ust_format format, const unsigned char *block, float *wide) {
+ALWAYS_INLINE void widen(const unsigned char *block, float *wide) {
   for (int c = 0; c < UST_PANEL; c += 8) {
-    __m256 scale = load_scale(format, block, c), even, odd;
+    __m256 even, odd;
+#pragma GCC unroll 4
     for (int pair = 0; pair < BLOCK / 2; pair++) {
-      load_pair(format, block, pair, c, scale, &even, &odd);
+      load_pair(block, pair, c, &even, &odd);
       _mm256_store_ps(wide + 2 * pair * UST_PANEL + c, even);
       _mm256_store_ps(wide + (2 * pair + 1) * UST_PANEL + c, odd);
     }
@@ -139,16 +100,16 @@ ALWAYS_INLINE void widen(ust_format format, const unsigned char *block, float *w
 }
 
 /* One or two rows: weights go from memory through registers straight into the sums, so that reading never pauses. */
-ALWAYS_INLINE void few_sums(ust_format format, const unsigned char *block, int blocks, const float *x, size_t x_stride,
-                            int rows, float (*sums)[UST_PANEL]) {
-  __m256 acc[2][4], scale[4], even, odd;
+ALWAYS_INLINE void few_sums(const unsigned char *block, int cols, const float *x, size_t x_stride, int rows,
+                            float (*sums)[UST_PANEL]) {
+  __m256 acc[2][4], even, odd;
   for (int r = 0; r < rows; r++)
     for (int v = 0; v < 4; v++) acc[r][v] = _mm256_setzero_ps();
-  for (int b = 0; b < blocks; b++, block += block_bytes(format), x += BLOCK) {
-    for (int v = 0; v < 4; v++) scale[v] = load_scale(format, block, 8 * v);
+  for (int b = 0; b < block_count(cols); b++, block += BF16_BLOCK, x += BLOCK) {
+#pragma GCC unroll 4
     for (int pair = 0; pair < BLOCK / 2; pair++)
       for (int v = 0; v < 4; v++) {
-        load_pair(format, block, pair, 8 * v, scale[v], &even, &odd);
+        load_pair(block, pair, 8 * v, &even, &odd);
         for (int r = 0; r < rows; r++) {
           acc[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + (size_t)r * x_stride + 2 * pair), even, acc[r][v]);
           acc[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + (size_t)r * x_stride + 2 * pair + 1), odd, acc[r][v]);
@@ -198,30 +159,32 @@ static void group_of(const float *x, size_t x_stride, int rows, const float *wid
   }
 }
 
-ALWAYS_INLINE void many_sums(ust_format format, const unsigned char *block, int blocks, const float *x, size_t x_stride,
-                             int rows, float (*sums)[UST_PANEL]) {
+ALWAYS_INLINE void many_sums(const unsigned char *block, int cols, const float *x, size_t x_stride, int rows,
+                             float (*sums)[UST_PANEL]) {
+  int blocks = block_count(cols);
   float wide[CHUNK * BLOCK * UST_PANEL] __attribute__((aligned(64)));
   memset(sums, 0, (size_t)rows * sizeof(*sums));
   for (int b0 = 0; b0 < blocks; b0 += CHUNK) {
     int count = UST_MIN(CHUNK, blocks - b0);
-    for (int b = 0; b < count; b++, block += block_bytes(format)) widen(format, block, wide + b * BLOCK * UST_PANEL);
+    for (int b = 0; b < count; b++, block += BF16_BLOCK) widen(block, wide + b * BLOCK * UST_PANEL);
     for (int r = 0; r < rows; r += GROUP)
       group_of(x + (size_t)r * x_stride + b0 * BLOCK, x_stride, UST_MIN(GROUP, rows - r), wide, count * BLOCK,
                sums + r);
   }
 }
 
-ALWAYS_INLINE void panel_sums(ust_format format, const ust_matrix *w, int panel, const float *x, size_t x_stride,
-                              int rows, float (*sums)[UST_PANEL]) {
-  const unsigned char *block = panel_of(w, panel);
-  int blocks = block_count(w->cols);
+static void panel_sums(const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
+                       float (*sums)[UST_PANEL]) {
+  const unsigned char *from = panel_of(w, panel);
   if (rows == 1)
-    few_sums(format, block, blocks, x, x_stride, 1, sums);
+    few_sums(from, w->cols, x, x_stride, 1, sums);
   else if (rows == 2)
-    few_sums(format, block, blocks, x, x_stride, 2, sums);
+    few_sums(from, w->cols, x, x_stride, 2, sums);
   else
-    many_sums(format, block, blocks, x, x_stride, rows, sums);
+    many_sums(from, w->cols, x, x_stride, rows, sums);
 }
+
+#include "kernel/avx2_integers.h"
 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
@@ -229,11 +192,10 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
   for (int p = panel; p < panel_end; p++)
     for (int r0 = 0; r0 < rows; r0 += MOST_ROWS) {
       int count = UST_MIN(MOST_ROWS, rows - r0);
-      const float *in = (const float *)x + (size_t)r0 * x_stride;
-      if (w->format == UST_FORMAT_Q8)
-        panel_sums(UST_FORMAT_Q8, w, p, in, x_stride, count, sums);
+      if (ust_is_quantised(w->format))
+        quantised_sums(w, p, (void *)(uintptr_t)x, r0, count, rows, sums);
       else
-        panel_sums(UST_FORMAT_BF16, w, p, in, x_stride, count, sums);
+        panel_sums(w, p, (const float *)x + (size_t)r0 * x_stride, x_stride, count, sums);
       for (int r = 0; r < count; r++)
         row_finish(sums[r], bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y,
                    (size_t)(r0 + r) * y_stride + (size_t)p * UST_PANEL);
@@ -347,7 +309,9 @@ void ust_avx2_fill(ust_kernels *table) {
   training_fill(table);
   table->matrix_bytes = matrix_bytes;
   table->pack = pack;
-  table->pack_q8 = pack_q8;
+  table->pack_blocks = quantised_pack;
+  table->integers_bytes = integers_bytes;
+  table->integers = to_integers;
   table->unpack_row = unpack_row;
   table->matmul = matmul;
   table->kv_bytes = kv_bytes;

@@ -1,4 +1,4 @@
-/* The AVX-512 level (F, BW, VL, DQ): f32 activations, bf16 keys and values, products and sums in f32 lanes.
+/* The AVX-512 level (F, BW, VL, DQ, VNNI): f32 activations, bf16 keys and values, products and sums in f32 lanes.
  * Each output is one chain of fused multiply-adds over the inputs in order, whatever the number of rows. */
 #include "kernel/kernel.h"
 
@@ -8,53 +8,30 @@ static inline activation to_activation(float x) {
 }
 #include "kernel/rows.h"
 #include "kernel/training.h"
-#include "kernel/bf16_layout.h"
+
+#include "kernel/vnni.h"
 
 enum { GROUP = 8 /* rows that share one load of the weights: 16 accumulators */ };
 
-/* An input pair of 16 columns as two f32 vectors (inputs k and k+1). */
-static inline __attribute__((always_inline)) void load_pair(ust_format format, const char *block, int pair,
-                                                            __m512 scale, __m512 *even, __m512 *odd) {
-  if (format == UST_FORMAT_Q8) {
-    __m512i q = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(block + 32 + pair * 32)));
-    __m512 e = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(q, 16), 16));
-    __m512 o = _mm512_cvtepi32_ps(_mm512_srai_epi32(q, 16));
-    __m512i rounded = pair_bf16(_mm512_mul_ps(e, scale), _mm512_mul_ps(o, scale));
-    *even = pair_even(rounded);
-    *odd = pair_odd(rounded);
-  } else {
-    __m512i w = _mm512_load_si512((const void *)(block + pair * 64));
-    *even = pair_even(w);
-    *odd = pair_odd(w);
-  }
-}
-
 static inline __attribute__((always_inline)) void matmul_group(const ust_matrix *w, int panel, const float *x,
-                                                               size_t x_stride, int rows, ust_format format,
-                                                               float sums[][UST_PANEL]) {
+                                                               size_t x_stride, int rows, float sums[][UST_PANEL]) {
   int blocks = block_count(w);
-  size_t step = block_bytes(format);
   const char *left = strip_of(w, 2 * panel), *right = strip_of(w, 2 * panel + 1);
   __m512 acc[GROUP][2];
   for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
-  for (int b = 0; b < blocks; b++, left += step, right += step) {
-    __m512 scale[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    if (format == UST_FORMAT_Q8) {
-      scale[0] = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)left));
-      scale[1] = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)right));
-    }
+  for (int b = 0; b < blocks; b++, left += TILE, right += TILE) {
     const float *in = x + (size_t)b * BLOCK;
+#pragma GCC unroll 4
     for (int pair = 0; pair < BLOCK / 2; pair++) {
-      __m512 even[2], odd[2];
-      load_pair(format, left, pair, scale[0], &even[0], &odd[0]);
-      load_pair(format, right, pair, scale[1], &even[1], &odd[1]);
+      __m512i words[2] = {_mm512_load_si512((const void *)(left + pair * 64)),
+                          _mm512_load_si512((const void *)(right + pair * 64))};
       for (int r = 0; r < rows; r++) {
         __m512 a = _mm512_set1_ps(in[(size_t)r * x_stride + 2 * pair]);
         __m512 c = _mm512_set1_ps(in[(size_t)r * x_stride + 2 * pair + 1]);
-        acc[r][0] = _mm512_fmadd_ps(a, even[0], acc[r][0]);
-        acc[r][1] = _mm512_fmadd_ps(a, even[1], acc[r][1]);
-        acc[r][0] = _mm512_fmadd_ps(c, odd[0], acc[r][0]);
-        acc[r][1] = _mm512_fmadd_ps(c, odd[1], acc[r][1]);
+        acc[r][0] = _mm512_fmadd_ps(a, pair_even(words[0]), acc[r][0]);
+        acc[r][1] = _mm512_fmadd_ps(a, pair_even(words[1]), acc[r][1]);
+        acc[r][0] = _mm512_fmadd_ps(c, pair_odd(words[0]), acc[r][0]);
+        acc[r][1] = _mm512_fmadd_ps(c, pair_odd(words[1]), acc[r][1]);
       }
     }
   }
@@ -66,10 +43,7 @@ static inline __attribute__((always_inline)) void matmul_group(const ust_matrix 
 
 #define GROUP_OF(n)                                                                                                    \
   case n:                                                                                                              \
-    if (w->format == UST_FORMAT_Q8)                                                                                    \
-      matmul_group(w, panel, x, x_stride, n, UST_FORMAT_Q8, sums);                                                     \
-    else                                                                                                               \
-      matmul_group(w, panel, x, x_stride, n, UST_FORMAT_BF16, sums);                                                   \
+    matmul_group(w, panel, x, x_stride, n, sums);                                                                      \
     break;
 
 static void matmul_rows(const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
@@ -86,9 +60,36 @@ static void matmul_rows(const ust_matrix *w, int panel, const float *x, size_t x
   }
 }
 
+/* Rows of a quantised matrix's product, in groups of integers(); each panel meets all of them. */
+static void matmul_quantised(const ust_matrix *w, int panel, int panel_end, void *integer_rows, int rows,
+                             const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+  const integers x = integers_at(integer_rows, rows, w->cols);
+  const int step = x.height == 12 ? 6 : UST_INTEGER_FEW;
+  float sums[UST_INTEGER_FEW][2 * UST_PANEL];
+  for (int p = panel, panels; p < panel_end; p += panels) {
+    panels = rows == 1 && p + 1 < panel_end ? 2 : 1;
+    const char *after = panel_after(w, p + panels - 1, panel, panel_end);
+    size_t after_strip = p + panels < panel_end || !after ? strip_bytes(w) : strip_bytes(w->next);
+    for (int r = 0, count; r < rows; r += count) {
+      count = UST_MIN(step, UST_MIN(rows - r, x.height - r % x.height));
+      far_streams far = far_of(r == 0 ? after : NULL, 2 * (size_t)panels * after_strip, x.blocks);
+      vnni_panels(w, p, panels, far, &x, r, count, sums[0], 2 * UST_PANEL);
+      for (int i = 0; i < count * panels; i++) {
+        int at = p + i / count;
+        row_finish(sums[i % count] + i / count * UST_PANEL, bias ? bias + (size_t)at * UST_PANEL : NULL, epilogue, y,
+                   (size_t)(r + i % count) * y_stride + (size_t)at * UST_PANEL);
+      }
+    }
+  }
+}
+
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
   float sums[GROUP][UST_PANEL];
+  if (ust_is_quantised(w->format)) {
+    matmul_quantised(w, panel, panel_end, (void *)(uintptr_t)x, rows, bias, epilogue, y, y_stride);
+    return;
+  }
   for (int p = panel; p < panel_end; p++)
     for (int r0 = 0; r0 < rows; r0 += GROUP) {
       int count = UST_MIN(GROUP, rows - r0);
@@ -162,6 +163,8 @@ void ust_avx512_fill(ust_kernels *table) {
   rows_fill(table);
   training_fill(table);
   layout_fill(table);
+  table->integers_bytes = integers_bytes;
+  table->integers = vnni_integers;
   table->matmul = matmul;
   table->attention_scratch = attention_scratch;
   table->attention = attention;

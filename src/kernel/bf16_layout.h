@@ -1,7 +1,7 @@
 /* Layouts the avx512 and amx levels share, as static functions for their two files.
  *
  * Matrix: strips of 16 output columns; a strip is a run of k-blocks of 32 inputs. A BF16 block is one AMX tile,
- * [16 input pairs][16 columns][2] bf16 = 1 KiB. A Q8 block is [16] f16 scales, then the same order in int8 = 544 B.
+ * [16 input pairs][16 columns][2] bf16 = 1 KiB. Quantised strips: quantised.h.
  * Keys and values of a head, dim = head_dim rounded up to 32: keys in blocks of 16 slots, [slot/16][dim/2][16][2]
  * bf16, then values by pairs of slots, [slot/2][dim][2] bf16: both are tiles too. */
 #ifndef UST_KERNEL_BF16_LAYOUT_H
@@ -10,25 +10,32 @@
 #include <immintrin.h>
 
 #include "kernel/kernel.h"
+#include "kernel/quantised.h"
 
-enum { STRIP = 16, BLOCK = 32, TILE = 1024, Q8_TILE = 32 + 512 };
+enum { STRIP = Q_COLUMNS, BLOCK = UST_BLOCK, TILE = 1024 };
 
 static inline int block_count(const ust_matrix *m) {
   return UST_ROUND_UP(m->cols, BLOCK) / BLOCK;
 }
-static inline size_t block_bytes(ust_format format) {
-  return format == UST_FORMAT_Q8 ? Q8_TILE : TILE;
-}
 static inline size_t strip_bytes(const ust_matrix *m) {
-  return (size_t)block_count(m) * block_bytes(m->format);
+  return ust_is_quantised(m->format) ? quantised_strip(m->format, m->cols) : (size_t)block_count(m) * TILE;
 }
 static inline const char *strip_of(const ust_matrix *m, int strip) {
   return (const char *)m->data + (size_t)strip * strip_bytes(m);
 }
 
+/* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
+static inline const char *panel_after(const ust_matrix *w, int panel, int begin, int end) {
+  if (panel + 1 < end) return strip_of(w, 2 * (panel + 1));
+  if (!w->next) return NULL;
+  int64_t panels = UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL,
+          next = UST_ROUND_UP(w->next->rows, UST_PANEL) / UST_PANEL;
+  return strip_of(w->next, 2 * (int)(next * begin / panels));
+}
+
 static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {
-  size_t blocks = (size_t)UST_ROUND_UP(cols, BLOCK) / BLOCK;
-  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / STRIP * blocks * block_bytes(format);
+  if (ust_is_quantised(format)) return quantised_bytes(format, rows, cols);
+  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / STRIP * ((size_t)UST_ROUND_UP(cols, BLOCK) / BLOCK) * TILE;
 }
 
 /* f32 whose upper halves are the values rounded to the nearest bf16, ties to even. */
@@ -136,39 +143,15 @@ static void layout_pack(ust_matrix *m, int row, int count, const float *source, 
   }
 }
 
-static void layout_pack_q8(ust_matrix *m, int row, int count, const ust_q8_block *source) {
-  int blocks = block_count(m), last = UST_ROUND_UP(row + count, UST_PANEL);
-  for (int r = row; r < last; r++)
-    for (int b = 0; b < blocks; b++) {
-      char *to = (char *)m->data + ((size_t)(r / STRIP) * blocks + b) * Q8_TILE;
-      static const ust_q8_block none;
-      const ust_q8_block *block = r < row + count ? &source[(size_t)(r - row) * blocks + b] : &none;
-      ((uint16_t *)(void *)to)[r % STRIP] = block->scale;
-      int8_t *q = (int8_t *)to + 32;
-      for (int k = 0; k < BLOCK; k++)
-        q[(k / 2) * 32 + (r % STRIP) * 2 + k % 2] = b * BLOCK + k < m->cols ? block->q[k] : 0;
-    }
-}
-
-/* 32 int8 (16 columns, one input pair) times their columns' scales, as bf16 pairs. `low` and `high` hold each
- * scale twice: columns 0-7 and 8-15. */
-static inline void q8_scales(const char *block, __m512 *low, __m512 *high) {
-  __m512 scales = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)block));
-  *low = _mm512_permutexvar_ps(_mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0), scales);
-  *high = _mm512_permutexvar_ps(_mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8), scales);
-}
-
 static void layout_unpack_row(const ust_matrix *m, int row, float *out) {
+  if (ust_is_quantised(m->format)) {
+    quantised_unpack_row(m, row, out);
+    return;
+  }
   const char *strip = strip_of(m, row / STRIP);
-  int column = row % STRIP;
   for (int k = 0; k < m->cols; k++) {
-    const char *block = strip + (size_t)(k / BLOCK) * block_bytes(m->format);
-    int at = (k % BLOCK) / 2 * 32 + column * 2 + k % 2;
-    if (m->format == UST_FORMAT_Q8)
-      out[k] = ust_bf16_to_f32(ust_f32_to_bf16(ust_f16_to_f32(((const uint16_t *)(const void *)block)[column]) *
-                                               (float)((const int8_t *)block)[32 + at]));
-    else
-      out[k] = ust_bf16_to_f32(((const uint16_t *)(const void *)block)[at]);
+    const uint16_t *block = (const uint16_t *)(const void *)(strip + (size_t)(k / BLOCK) * TILE);
+    out[k] = ust_bf16_to_f32(block[k % BLOCK / 2 * 32 + row % STRIP * 2 + k % 2]);
   }
 }
 
@@ -242,7 +225,7 @@ static inline void values_add(const uint16_t *values, int dim, const ust_attenti
 static inline void layout_fill(ust_kernels *table) {
   table->matrix_bytes = layout_matrix_bytes;
   table->pack = layout_pack;
-  table->pack_q8 = layout_pack_q8;
+  table->pack_blocks = quantised_pack;
   table->unpack_row = layout_unpack_row;
   table->kv_bytes = layout_kv_bytes;
   table->kv_store = layout_kv_store;

@@ -14,15 +14,29 @@
 
 typedef enum ust_isa { UST_ISA_SCALAR, UST_ISA_AVX2, UST_ISA_AVX512, UST_ISA_AMX, UST_ISA_COUNT } ust_isa;
 
-/* How a matrix is kept in memory. Q8 is GGUF's Q8_0: along a row, blocks of 32 int8 with one f16 scale; its
- * value is defined as bf16(scale * q) at every level, so that Q8 and BF16 share one arithmetic.
+/* How a matrix is kept in memory. The quantised ones are GGUF's: Q8 is Q8_0 (32 int8 with one f16 scale), Q4 is Q4_0
+ * (32 integers of 4 bits with one f16 scale), Q4K is Q4_K (256 of 4 bits; 8 scales and minima of 6 bits with one f16
+ * scale each). Their values are exactly what the file says. Products with them take rows of 16-bit integers made by
+ * integers(), and have the same bits at every level for the same rows.
  * F32 exists at the scalar level only (reference tests). */
-typedef enum ust_format { UST_FORMAT_BF16, UST_FORMAT_Q8, UST_FORMAT_F32 } ust_format;
+typedef enum ust_format { UST_FORMAT_BF16, UST_FORMAT_Q8, UST_FORMAT_F32, UST_FORMAT_Q4, UST_FORMAT_Q4K } ust_format;
 
+/* Blocks as GGUF stores them. */
 typedef struct ust_q8_block {
   uint16_t scale; /* f16 */
   int8_t q[32];
 } ust_q8_block;
+
+typedef struct ust_q4_block {
+  uint16_t scale; /* f16; value: scale * (q - 8) */
+  uint8_t q[16];  /* inputs 0-15 in the low halves, 16-31 in the high ones */
+} ust_q4_block;
+
+typedef struct ust_q4k_block {
+  uint16_t scale, minimum; /* f16, of the 6-bit ones */
+  uint8_t parts[12];       /* 8 scales and 8 minima of 6 bits */
+  uint8_t q[128];          /* 4 times 32: 32 inputs in the low halves, the next 32 in the high ones */
+} ust_q4k_block;
 
 enum {
   UST_PANEL = 32,     /* output columns of one panel, the unit threads divide a matmul into */
@@ -75,12 +89,20 @@ typedef struct ust_kernels {
    * source[r*row_stride + c*col_stride]. `row` is a multiple of UST_PANEL; so is `count` unless the range
    * ends the matrix. Padding is written too. Different ranges may be packed by different threads. */
   void (*pack)(ust_matrix *matrix, int row, int count, const float *source, size_t row_stride, size_t col_stride);
-  /* The same for a Q8 matrix from rows of ceil(cols/32) blocks. */
-  void (*pack_q8)(ust_matrix *matrix, int row, int count, const ust_q8_block *source);
-  /* One row of the matrix as the values matmul multiplies with: cols floats. */
+  /* The same for a quantised matrix, from rows of whole blocks as GGUF stores them (the last may be longer than the
+   * row). */
+  void (*pack_blocks)(ust_matrix *matrix, int row, int count, const void *source);
+  /* One row of the matrix: cols floats. */
   void (*unpack_row)(const ust_matrix *matrix, int row, float *out);
 
-  /* For output columns of panels [panel, panel_end): y[rows, …] from x: activation [rows, x_stride].
+  /* Rows [row, row_end) of x: activation [rows, x_stride] as the integers that products of all `rows` rows with a
+   * quantised matrix take: integers_bytes(), 64-byte aligned. Different rows may be done by different threads. A value
+   * changes by at most 1/65000 of its row's largest magnitude; where one is NaN or infinite, products are NaN. */
+  size_t (*integers_bytes)(int rows, int cols);
+  void (*integers)(const void *x, size_t x_stride, int rows, int cols, int row, int row_end, void *out);
+
+  /* For output columns of panels [panel, panel_end): y[rows, …] from x: activation [rows, x_stride], or for quantised
+   * matrices the integers of these rows (x_stride is not used).
    * bias: f32, padded to whole panels, or NULL. y_stride counts elements of y and covers whole panels. */
   void (*matmul)(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                  const float *bias, ust_epilogue epilogue, void *y, size_t y_stride);
@@ -182,6 +204,39 @@ uint16_t ust_f32_to_f16(float f); /* nearest even */
 
 /* Quantises 32 values to one Q8_0 block: scale = max|x| / 127, stored as f16. */
 void ust_q8_quantize(const float *x, ust_q8_block *block);
+/* To one Q4_0 block by llama.cpp's rule: the value of largest magnitude becomes exactly -8 steps. */
+void ust_q4_quantize(const float *x, ust_q4_block *block);
+
+/* ---- quantised blocks ---- */
+
+enum {
+  UST_BLOCK = 32,     /* inputs that share a scale */
+  UST_INTEGER_FEW = 8 /* rows that integers() keeps in one group */
+};
+
+/* One quantised run of 32 inputs of a row: value = scale * q + minimum. */
+typedef struct ust_run {
+  uint16_t scale, minimum;            /* f16 as stored; minimum: Q4K alone */
+  uint8_t scale_part, minimum_part;   /* Q4K: the 6-bit factors of the two */
+  uint8_t q[UST_BLOCK];               /* Q8: 128 more than stored, Q4: as stored; their minimum is -128 and -8 scales */
+} ust_run;
+
+static inline bool ust_is_quantised(ust_format format) {
+  return format != UST_FORMAT_BF16 && format != UST_FORMAT_F32;
+}
+/* Inputs and bytes of a stored block. */
+static inline int ust_block_inputs(ust_format format) {
+  return format == UST_FORMAT_Q4K ? 256 : UST_BLOCK;
+}
+static inline size_t ust_block_bytes(ust_format format) {
+  return format == UST_FORMAT_Q4K  ? sizeof(ust_q4k_block)
+         : format == UST_FORMAT_Q4 ? sizeof(ust_q4_block)
+                                   : sizeof(ust_q8_block);
+}
+/* Run `index` of a stored row. */
+void ust_run_load(ust_format format, const void *row, int index, ust_run *run);
+/* Its values: exact in f32 but for the sum with Q4K's minimum, which is rounded once. */
+void ust_run_values(ust_format format, const ust_run *run, float values[UST_BLOCK]);
 
 /* ---- for the levels' own files ---- */
 

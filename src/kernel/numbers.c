@@ -1,4 +1,4 @@
-/* Number formats: IEEE half and GGUF's Q8_0 blocks. */
+/* Number formats: IEEE half, and GGUF's blocks of Q8_0, Q4_0 and Q4_K. */
 #include <math.h>
 
 #include "kernel/kernel.h"
@@ -44,4 +44,61 @@ void ust_q8_quantize(const float *x, ust_q8_block *block) {
   float inverse = scale > 0 ? 1.0f / scale : 0;
   block->scale = ust_f32_to_f16(scale);
   for (int i = 0; i < 32; i++) block->q[i] = (int8_t)fmaxf(-127, fminf(127, roundf(x[i] * inverse)));
+}
+
+void ust_q4_quantize(const float *x, ust_q4_block *block) {
+  float most = 0, magnitude = 0;
+  for (int i = 0; i < UST_BLOCK; i++)
+    if (fabsf(x[i]) > magnitude) {
+      magnitude = fabsf(x[i]);
+      most = x[i];
+    }
+  float scale = most / -8, inverse = scale != 0 ? 1.0f / scale : 0;
+  block->scale = ust_f32_to_f16(scale);
+  for (int i = 0; i < UST_BLOCK / 2; i++) {
+    int low = (int)fminf(15, fmaxf(0, x[i] * inverse + 8.5f));
+    int high = (int)fminf(15, fmaxf(0, x[i + 16] * inverse + 8.5f));
+    block->q[i] = (uint8_t)(low | high << 4);
+  }
+}
+
+/* The 6-bit scale and minimum of run i: four whole ones of each, then the low halves of the others, whose upper two
+ * bits lie above the whole ones. */
+static void q4k_parts(const uint8_t *parts, int i, ust_run *run) {
+  if (i < 4) {
+    run->scale_part = parts[i] & 63;
+    run->minimum_part = parts[i + 4] & 63;
+  } else {
+    run->scale_part = (uint8_t)((parts[i + 4] & 15) | parts[i - 4] >> 6 << 4);
+    run->minimum_part = (uint8_t)(parts[i + 4] >> 4 | parts[i] >> 6 << 4);
+  }
+}
+
+void ust_run_load(ust_format format, const void *row, int index, ust_run *run) {
+  *run = (ust_run){0};
+  if (format == UST_FORMAT_Q8) {
+    const ust_q8_block *block = (const ust_q8_block *)row + index;
+    run->scale = block->scale;
+    for (int i = 0; i < UST_BLOCK; i++) run->q[i] = (uint8_t)(block->q[i] + 128);
+  } else if (format == UST_FORMAT_Q4) {
+    const ust_q4_block *block = (const ust_q4_block *)row + index;
+    run->scale = block->scale;
+    for (int i = 0; i < UST_BLOCK; i++) run->q[i] = (uint8_t)(block->q[i % 16] >> i / 16 * 4 & 15);
+  } else {
+    const ust_q4k_block *block = (const ust_q4k_block *)row + index / 8;
+    const uint8_t *q = block->q + index % 8 / 2 * UST_BLOCK;
+    run->scale = block->scale;
+    run->minimum = block->minimum;
+    q4k_parts(block->parts, index % 8, run);
+    for (int i = 0; i < UST_BLOCK; i++) run->q[i] = (uint8_t)(q[i] >> index % 2 * 4 & 15);
+  }
+}
+
+void ust_run_values(ust_format format, const ust_run *run, float values[UST_BLOCK]) {
+  float scale = ust_f16_to_f32(run->scale), minimum = (format == UST_FORMAT_Q8 ? -128 : -8) * scale;
+  if (format == UST_FORMAT_Q4K) {
+    scale *= (float)run->scale_part;
+    minimum = -(ust_f16_to_f32(run->minimum) * (float)run->minimum_part);
+  }
+  for (int i = 0; i < UST_BLOCK; i++) values[i] = scale * (float)run->q[i] + minimum;
 }

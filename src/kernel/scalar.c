@@ -1,5 +1,6 @@
 /* The scalar level: portable C, the reference every other level is tested against. Activations, keys and values
- * are f32. A matrix is kept as f32 panels [panel][col][32], its values already rounded to what its format holds. */
+ * are f32. A matrix is kept as f32 panels [panel][col][32], its values already rounded to what its format holds;
+ * quantised ones as in quantised.h, whose lines of integers here are a block's 32 as 16 bits each. */
 #include "kernel/kernel.h"
 
 typedef float activation;
@@ -8,13 +9,14 @@ static inline activation to_activation(float x) {
 }
 #include "kernel/rows.h"
 #include "kernel/training.h"
+#include "kernel/quantised.h"
 
 static float *panel_of(const ust_matrix *m, int panel) {
   return (float *)m->data + (size_t)panel * m->cols * UST_PANEL;
 }
 
 static size_t matrix_bytes(ust_format format, int rows, int cols) {
-  (void)format;
+  if (ust_is_quantised(format)) return quantised_bytes(format, rows, cols);
   return (size_t)UST_ROUND_UP(rows, UST_PANEL) * (size_t)cols * sizeof(float);
 }
 
@@ -30,28 +32,71 @@ static void pack(ust_matrix *m, int row, int count, const float *source, size_t 
     for (int c = 0; c < m->cols; c++) panel_of(m, r / UST_PANEL)[(size_t)c * UST_PANEL + r % UST_PANEL] = 0;
 }
 
-static void pack_q8(ust_matrix *m, int row, int count, const ust_q8_block *source) {
-  int blocks = UST_ROUND_UP(m->cols, 32) / 32;
-  for (int r = row; r < UST_ROUND_UP(row + count, UST_PANEL); r++) {
-    float *to = panel_of(m, r / UST_PANEL) + r % UST_PANEL;
-    for (int c = 0; c < m->cols; c++) {
-      float value = 0;
-      if (r < row + count) {
-        const ust_q8_block *block = &source[(size_t)(r - row) * blocks + c / 32];
-        value = ust_bf16_to_f32(ust_f32_to_bf16(ust_f16_to_f32(block->scale) * (float)block->q[c % 32]));
-      }
-      to[(size_t)c * UST_PANEL] = value;
-    }
-  }
-}
-
 static void unpack_row(const ust_matrix *m, int row, float *out) {
+  if (ust_is_quantised(m->format)) {
+    quantised_unpack_row(m, row, out);
+    return;
+  }
   const float *from = panel_of(m, row / UST_PANEL) + row % UST_PANEL;
   for (int c = 0; c < m->cols; c++) out[c] = from[(size_t)c * UST_PANEL];
 }
 
+static void to_integers(const void *x, size_t x_stride, int rows, int cols, int row, int row_end, void *out) {
+  integers_of_floats(x, x_stride, rows, cols, row, row_end, out, (const int[]){0, 1, 2, 3});
+}
+
+/* The integers of a run less what a sum of theirs has too much. */
+static void run_integers(ust_format format, const ust_run *run, int32_t *q) {
+  for (int i = 0; i < UST_BLOCK; i++)
+    q[i] = run->q[i] - (format == UST_FORMAT_Q8 ? 128 : format == UST_FORMAT_Q4 ? 8 : 0);
+}
+
+static void column_sums(const ust_matrix *w, int column, const integers *x, int row, int rows, float *sums) {
+  size_t head = quantised_head(w->format, w->cols);
+  const char *strip = (const char *)w->data + (size_t)(column / Q_COLUMNS) * quantised_strip(w->format, w->cols);
+  for (int r = 0; r < rows; r++) sums[(size_t)r * UST_PANEL] = 0;
+  for (int b = 0; b < x->blocks; b++) {
+    ust_run run;
+    int32_t q[UST_BLOCK];
+    quantised_get(w->format, strip, head, b, column % Q_COLUMNS, &run);
+    run_integers(w->format, &run, q);
+    float scale = ust_f16_to_f32(run.scale), minimum = ust_f16_to_f32(run.minimum) * (float)run.minimum_part;
+    if (w->format == UST_FORMAT_Q4K) scale *= (float)run.scale_part;
+    for (int r = 0; r < rows; r++) {
+      size_t at = integers_line(x, row + r) + (size_t)b * (size_t)x->height;
+      const int16_t *line = (const int16_t *)(const void *)(x->lines + at * Q_LINE);
+      float *sum = &sums[(size_t)r * UST_PANEL];
+      int32_t t = 0;
+      for (int i = 0; i < UST_BLOCK; i++) t += line[i] * q[i];
+      *sum = fmaf(scale, (float)t, *sum);
+      if (w->format == UST_FORMAT_Q4K) *sum = fmaf(minimum, (float)x->sums[at], *sum);
+    }
+  }
+}
+
+static void matmul_quantised(const ust_matrix *w, int panel, int panel_end, void *integer_rows, int rows,
+                             const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+  enum { GROUP = 64 };
+  float sums[GROUP][UST_PANEL];
+  for (int p = panel; p < panel_end; p++)
+    for (int r0 = 0; r0 < rows; r0 += GROUP) {
+      integers x = integers_at(integer_rows, rows, w->cols);
+      int count = UST_MIN(GROUP, rows - r0);
+      for (int i = 0; i < UST_PANEL; i++) column_sums(w, p * UST_PANEL + i, &x, r0, count, sums[0] + i);
+      for (int r = 0; r < count; r++) {
+        for (int i = 0; i < UST_PANEL; i++) sums[r][i] *= x.scales[r0 + r];
+        row_finish(sums[r], bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y,
+                   (size_t)(r0 + r) * y_stride + (size_t)p * UST_PANEL);
+      }
+    }
+}
+
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+  if (ust_is_quantised(w->format)) {
+    matmul_quantised(w, panel, panel_end, (void *)(uintptr_t)x, rows, bias, epilogue, y, y_stride);
+    return;
+  }
   for (int p = panel; p < panel_end; p++) {
     const float *weights = panel_of(w, p);
     for (int r = 0; r < rows; r++) {
@@ -118,7 +163,9 @@ void ust_scalar_fill(ust_kernels *table) {
   training_fill(table);
   table->matrix_bytes = matrix_bytes;
   table->pack = pack;
-  table->pack_q8 = pack_q8;
+  table->pack_blocks = quantised_pack;
+  table->integers_bytes = integers_bytes;
+  table->integers = to_integers;
   table->unpack_row = unpack_row;
   table->matmul = matmul;
   table->kv_bytes = kv_bytes;

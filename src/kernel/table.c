@@ -46,11 +46,12 @@ static const char *missing(ust_isa isa) {
   if (!has(ecx1, bit_FMA | bit_F16C) || !has(ebx7, bit_AVX2)) return "the processor has no AVX2, FMA and F16C";
   if ((state & 0x6) != 0x6) return "the operating system does not save AVX registers";
   if (isa == UST_ISA_AVX2) return NULL;
-  if (!has(ebx7, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ))
-    return "the processor has no AVX-512 F, BW, VL and DQ";
+  if (!has(ebx7, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ) || !has(ecx7, bit_AVX512VNNI))
+    return "the processor has no AVX-512 F, BW, VL, DQ and VNNI";
   if ((state & 0xe6) != 0xe6) return "the operating system does not save AVX-512 registers";
   if (isa == UST_ISA_AVX512) return NULL;
-  if (!has(edx7, 1u << 22 | 1u << 24) || !has(eax71, 1u << 5)) return "the processor has no AMX-BF16 and AVX512-BF16";
+  if (!has(edx7, 1u << 22 | 1u << 24 | 1u << 25) || !has(eax71, 1u << 5))
+    return "the processor has no AMX-BF16, AMX-INT8 and AVX512-BF16";
   if ((state & 0x60000) != 0x60000) return "the operating system does not save AMX tiles";
   enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
   if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) return "the kernel does not permit AMX tiles";

@@ -16,7 +16,7 @@ static const struct {
 static const struct {
   const char *name;
   ust_format format;
-} formats[] = {{"bf16", UST_FORMAT_BF16}, {"q8", UST_FORMAT_Q8}};
+} formats[] = {{"bf16", UST_FORMAT_BF16}, {"q8", UST_FORMAT_Q8}, {"q4", UST_FORMAT_Q4}};
 static const int row_counts[] = {1, 8, 16, 32, 64};
 enum {
   SHAPES = sizeof shapes / sizeof shapes[0],
@@ -34,8 +34,10 @@ typedef struct work {
   const ust_kernels *kernels;
   int threads;
   char *weights;        /* WALK_BYTES: copies of one matrix, one after another */
-  ust_q8_block *blocks; /* [UST_PANEL, MOST_INPUTS / 32], source of Q8 matrices */
+  ust_q8_block *blocks; /* [UST_PANEL, MOST_INPUTS / 32], source of quantised matrices */
+  ust_q4_block *blocks4;
   char *x;              /* activation [MOST_ROWS, MOST_INPUTS] */
+  char *integers;       /* the same for quantised matrices */
   float *y;             /* [MOST_ROWS, MOST_OUTPUTS] */
 } work;
 
@@ -44,12 +46,17 @@ static bool make_work(work *w) {
   size_t row = (size_t)MOST_INPUTS * w->kernels->activation_size;
   w->weights = ust_alloc(WALK_BYTES);
   w->blocks = ust_alloc(BLOCKS * sizeof *w->blocks);
+  w->blocks4 = ust_alloc(BLOCKS * sizeof *w->blocks4);
   w->x = ust_alloc(MOST_ROWS * row);
+  w->integers = ust_alloc(w->kernels->integers_bytes(MOST_ROWS, MOST_INPUTS));
   w->y = ust_alloc((size_t)MOST_ROWS * MOST_OUTPUTS * sizeof *w->y);
-  if (!w->weights || !w->blocks || !w->x || !w->y) return false;
+  if (!w->weights || !w->blocks || !w->blocks4 || !w->x || !w->integers || !w->y) return false;
   float values[MOST_INPUTS];
   for (int i = 0; i < MOST_INPUTS; i++) values[i] = 0.01f * (float)(i % 17 - 8);
-  for (int i = 0; i < BLOCKS; i++) ust_q8_quantize(values + i % 17, &w->blocks[i]);
+  for (int i = 0; i < BLOCKS; i++) {
+    ust_q8_quantize(values + i % 17, &w->blocks[i]);
+    ust_q4_quantize(values + i % 17, &w->blocks4[i]);
+  }
   for (int i = 0; i < MOST_ROWS; i++) w->kernels->convert(values, MOST_INPUTS, w->x + (size_t)i * row);
   return true;
 }
@@ -57,6 +64,8 @@ static bool make_work(work *w) {
 static void free_work(work *w) {
   ust_free(w->weights);
   ust_free(w->blocks);
+  ust_free(w->blocks4);
+  ust_free(w->integers);
   ust_free(w->x);
   ust_free(w->y);
 }
@@ -66,7 +75,9 @@ static void pack_panel(const work *w, ust_matrix *matrix, int row) {
   for (int i = 0; i < UST_PANEL; i++) values[i] = 0.01f * (float)(i % 13 - 6);
   int count = UST_MIN(UST_PANEL, matrix->rows - row);
   if (matrix->format == UST_FORMAT_Q8)
-    w->kernels->pack_q8(matrix, row, count, w->blocks);
+    w->kernels->pack_blocks(matrix, row, count, w->blocks);
+  else if (matrix->format == UST_FORMAT_Q4)
+    w->kernels->pack_blocks(matrix, row, count, w->blocks4);
   else
     w->kernels->pack(matrix, row, count, values, 1, 0);
 }
@@ -87,11 +98,18 @@ static uint64_t walk(const work *w, const ust_matrix *matrix, int copies, int ro
   {
     int me = omp_get_thread_num(), all = omp_get_num_threads();
     int first = (int)((int64_t)panels * me / all), end = (int)((int64_t)panels * (me + 1) / all);
+    const void *x = w->x;
+    if (ust_is_quantised(matrix->format)) x = w->integers;
     for (int i = 0; i < copies; i++) {
+      if (ust_is_quantised(matrix->format)) {
+        w->kernels->integers(w->x, (size_t)matrix->cols, rows, matrix->cols, (int)((int64_t)rows * me / all),
+                             (int)((int64_t)rows * (me + 1) / all), w->integers);
+#pragma omp barrier
+      }
       ust_matrix copy = *matrix;
       copy.data = w->weights + (size_t)i * matrix->bytes;
       if (first < end)
-        w->kernels->matmul(&copy, first, end, w->x, (size_t)matrix->cols, rows, NULL, UST_STORE, w->y,
+        w->kernels->matmul(&copy, first, end, x, (size_t)matrix->cols, rows, NULL, UST_STORE, w->y,
                            (size_t)panels * UST_PANEL);
 #pragma omp barrier
     }

@@ -1,9 +1,9 @@
 /* The forward pass over many texts at once, one row each: how a model writes by the million tokens.
  *
  * One pass reads the weights once for all texts; only keys and values, each text's own, grow with their number.
- * Steps, buffers and threads are those of a tree's pass (forward.c), and so are the bits of a row: what a text says
+ * Steps, buffers and threads are those of a tree's pass (forward.c): what a text says
  * does not depend on the texts beside it. With so many rows a product is bound by arithmetic, not by memory, so a
- * batch keeps its matrices as bf16, which holds the values of every format exactly and need not be widened. */
+ * batch keeps its matrices as bf16; a row has the bits of a tree's pass unless the model's are quantised. */
 #include <omp.h>
 
 #include "base/barrier.h"

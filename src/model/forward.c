@@ -3,7 +3,8 @@
  * One parallel region a pass; threads share out panels of outputs, heads and rows, and meet at a barrier after
  * each step, so no sum is ever divided between them. Buffers, per row of the pass:
  *   residual f32 [rows, width]   norm activation [rows, width]   qkv f32 [rows, 3 width]
- *   heads activation [rows, width]   hidden activation [rows, feed_forward] */
+ *   heads activation [rows, width]   hidden activation [rows, feed_forward]
+ *   integers: any of the three as a product with a quantised matrix takes it */
 #include <omp.h>
 
 #include "base/barrier.h"
@@ -19,7 +20,8 @@ struct ust_timeline {
   /* of the pass */
   float *residual, *qkv;
   char *norm, *heads, *hidden;
-  char *scratch; /* [threads] */
+  char *integers; /* NULL without quantised matrices */
+  char *scratch;  /* [threads] */
   size_t scratch_bytes;
   ust_barrier barrier;
   int32_t *keys, *identity, *path; /* [max_rows], [max_rows], [max_rows, UST_TREE_DEPTH] */
@@ -27,6 +29,19 @@ struct ust_timeline {
 
 static char *head_kv(const ust_timeline *t, int layer, int head) {
   return t->kv + ((size_t)layer * (size_t)t->model->config.heads + (size_t)head) * t->head_bytes;
+}
+
+/* Most inputs of a quantised matrix. */
+static int quantised_inputs(const ust_model *m) {
+  const ust_matrix *output = m->output.data ? &m->output : &m->embedding;
+  int most = ust_is_quantised(output->format) ? output->cols : 0;
+  for (int i = 0; i < m->config.layers; i++) {
+    const ust_layer *layer = &m->layers[i];
+    const ust_matrix *const all[] = {&layer->qkv, &layer->output, &layer->up, &layer->down};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+      if (ust_is_quantised(all[k]->format)) most = UST_MAX(most, all[k]->cols);
+  }
+  return most;
 }
 
 understudy_status ust_timeline_create(const ust_model *model, int context, int max_rows, ust_timeline **timeline,
@@ -51,12 +66,14 @@ understudy_status ust_timeline_create(const ust_model *model, int context, int m
   t->norm = ust_alloc(rows * (size_t)model->width_stride * size);
   t->heads = ust_alloc(rows * (size_t)model->width_stride * size);
   t->hidden = ust_alloc(rows * (size_t)model->hidden_stride * size);
+  int inputs = quantised_inputs(model);
+  t->integers = inputs ? ust_alloc(kernels->integers_bytes(max_rows, inputs)) : NULL;
   t->scratch = ust_alloc((size_t)threads * t->scratch_bytes);
   t->keys = ust_alloc(rows * sizeof *t->keys);
   t->identity = ust_alloc(rows * sizeof *t->identity);
   t->path = ust_alloc(rows * UST_TREE_DEPTH * sizeof *t->path);
   if (!t->kv || !t->parent || !t->depth || !t->residual || !t->qkv || !t->norm || !t->heads || !t->hidden ||
-      !t->scratch || !t->keys || !t->identity || !t->path) {
+      (inputs && !t->integers) || !t->scratch || !t->keys || !t->identity || !t->path) {
     size_t bytes = (size_t)c->layers * (size_t)c->heads * t->head_bytes;
     ust_timeline_free(t);
     return ust_error_memory(err, bytes, "the KV cache and buffers of a session");
@@ -67,8 +84,8 @@ understudy_status ust_timeline_create(const ust_model *model, int context, int m
 
 void ust_timeline_free(ust_timeline *t) {
   if (!t) return;
-  void *const parts[] = {t->kv,    t->parent, t->depth,   t->residual, t->qkv,      t->norm,
-                         t->heads, t->hidden, t->scratch, t->keys,     t->identity, t->path};
+  void *const parts[] = {t->kv,     t->parent,   t->depth,   t->residual, t->qkv,      t->norm, t->heads,
+                         t->hidden, t->integers, t->scratch, t->keys,     t->identity, t->path};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) ust_free(parts[i]);
   ust_free(t);
 }
@@ -115,11 +132,18 @@ static share share_of(int n, int thread, int threads) {
   return (share){(int)((int64_t)n * thread / threads), (int)((int64_t)n * (thread + 1) / threads)};
 }
 
-static void linear(const ust_model *m, const ust_matrix *w, const void *x, int x_stride, int rows, const float *bias,
+static void linear(ust_timeline *t, const ust_matrix *w, const void *x, int x_stride, int rows, const float *bias,
                    ust_epilogue epilogue, void *y, int y_stride, int thread, int threads) {
+  const ust_kernels *kernels = t->model->kernels;
   share s = share_of(UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL, thread, threads);
+  if (ust_is_quantised(w->format)) {
+    share own = share_of(rows, thread, threads);
+    kernels->integers(x, (size_t)x_stride, rows, w->cols, own.begin, own.end, t->integers);
+    ust_barrier_wait(&t->barrier);
+    x = t->integers;
+  }
   if (s.begin < s.end)
-    m->kernels->matmul(w, s.begin, s.end, x, (size_t)x_stride, rows, bias, epilogue, y, (size_t)y_stride);
+    kernels->matmul(w, s.begin, s.end, x, (size_t)x_stride, rows, bias, epilogue, y, (size_t)y_stride);
 }
 
 static void normalise(ust_timeline *t, const float *gain, const float *bias, int rows, int thread, int threads) {
@@ -167,20 +191,20 @@ static void layer_pass(ust_timeline *t, int index, int rows, int thread, int thr
   const ust_layer *layer = &m->layers[index];
   normalise(t, layer->norm1_gain, layer->norm1_bias, rows, thread, threads);
   ust_barrier_wait(&t->barrier);
-  linear(m, &layer->qkv, t->norm, m->width_stride, rows, layer->qkv_bias, UST_STORE, t->qkv, m->qkv_stride, thread,
+  linear(t, &layer->qkv, t->norm, m->width_stride, rows, layer->qkv_bias, UST_STORE, t->qkv, m->qkv_stride, thread,
          threads);
   ust_barrier_wait(&t->barrier);
   attend(t, index, rows, thread, threads);
   ust_barrier_wait(&t->barrier);
-  linear(m, &layer->output, t->heads, m->width_stride, rows, layer->output_bias, UST_ADD, t->residual, m->width_stride,
+  linear(t, &layer->output, t->heads, m->width_stride, rows, layer->output_bias, UST_ADD, t->residual, m->width_stride,
          thread, threads);
   ust_barrier_wait(&t->barrier);
   normalise(t, layer->norm2_gain, layer->norm2_bias, rows, thread, threads);
   ust_barrier_wait(&t->barrier);
-  linear(m, &layer->up, t->norm, m->width_stride, rows, layer->up_bias, UST_GELU, t->hidden, m->hidden_stride, thread,
+  linear(t, &layer->up, t->norm, m->width_stride, rows, layer->up_bias, UST_GELU, t->hidden, m->hidden_stride, thread,
          threads);
   ust_barrier_wait(&t->barrier);
-  linear(m, &layer->down, t->hidden, m->hidden_stride, rows, layer->down_bias, UST_ADD, t->residual, m->width_stride,
+  linear(t, &layer->down, t->hidden, m->hidden_stride, rows, layer->down_bias, UST_ADD, t->residual, m->width_stride,
          thread, threads);
   ust_barrier_wait(&t->barrier);
 }
@@ -218,7 +242,7 @@ void ust_model_forward(ust_timeline *t, const int32_t *tokens, const int32_t *pa
       ust_barrier_wait(&t->barrier);
       const ust_matrix *output = m->output.data ? &m->output : &m->embedding;
       if (wanted)
-        linear(m, output, t->norm, m->width_stride, wanted, NULL, UST_STORE, logits, m->vocabulary_stride, thread,
+        linear(t, output, t->norm, m->width_stride, wanted, NULL, UST_STORE, logits, m->vocabulary_stride, thread,
                threads);
     }
     m->kernels->release();

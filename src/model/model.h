@@ -62,7 +62,8 @@ void ust_batch_free(ust_batch *batch);
  * [texts, UST_LOGIT_STRIDE], which it may overwrite. first is block * UST_LOGIT_BLOCK. */
 typedef void (*ust_logits_fn)(void *user, int thread, int block, int first, int count, float *logits);
 /* One pass: appends tokens[i] to text i, for every text, and calls `visit` once for each block of the vocabulary, on
- * the model's threads. At temperature 1 logits have the bits ust_model_forward() gives. */
+ * the model's threads. At temperature 1 logits have the bits ust_model_forward() gives, but for quantised
+ * matrices, which a batch rounds to bf16. */
 void ust_batch_forward(ust_batch *batch, const int32_t *tokens, ust_logits_fn visit, void *user);
 /* Makes one text empty again. */
 void ust_batch_restart(ust_batch *batch, int text);

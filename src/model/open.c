@@ -45,9 +45,9 @@ static understudy_status load_vector(loader *l, const char *name, int n, float *
 static understudy_status pack_rows(loader *l, const ust_tensor *tensor, ust_matrix *matrix, uint64_t row,
                                    uint64_t count, void *buffer, understudy_error *err) {
   const ust_kernels *kernels = l->model->kernels;
-  if (matrix->format == UST_FORMAT_Q8) {
-    UST_TRY(ust_weights_read_q8(l->weights, tensor, row, count, buffer, err));
-    kernels->pack_q8(matrix, (int)row, (int)count, buffer);
+  if (ust_is_quantised(matrix->format)) {
+    UST_TRY(ust_weights_read_blocks(l->weights, tensor, row, count, buffer, err));
+    kernels->pack_blocks(matrix, (int)row, (int)count, buffer);
   } else {
     UST_TRY(ust_weights_read_rows(l->weights, tensor, row, count, buffer, err));
     kernels->pack(matrix, (int)row, (int)count, buffer, (size_t)matrix->cols, 1);
@@ -57,9 +57,11 @@ static understudy_status pack_rows(loader *l, const ust_tensor *tensor, ust_matr
 
 enum { CHUNK = 2 * UST_PANEL }; /* rows read at a time: as f32 they stay in the second-level cache */
 
-/* Q8_0 tensors stay int8; all others become bf16 (f32 at the scalar level, for f32 files). */
+/* Q8_0, Q4_0 and Q4_K stay as they are; all others become bf16 (f32 at the scalar level, for f32 files). */
 static ust_format format_of(const ust_kernels *kernels, ust_type type) {
   if (type == UST_TYPE_Q8_0) return UST_FORMAT_Q8;
+  if (type == UST_TYPE_Q4_0) return UST_FORMAT_Q4;
+  if (type == UST_TYPE_Q4_K) return UST_FORMAT_Q4K;
   if (type == UST_TYPE_F32 && kernels->isa == UST_ISA_SCALAR) return UST_FORMAT_F32;
   return UST_FORMAT_BF16;
 }

@@ -189,8 +189,9 @@ static understudy_status read_type(reader *r, const char *field, ust_type *out) 
   if (type >= sizeof tensor_types / sizeof *tensor_types || !tensor_types[type])
     return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: %s: found type %" PRIu32 ", expected a type GGUF has",
                      r->file->path, field, type);
-  if (type != UST_TYPE_F32 && type != UST_TYPE_F16 && type != UST_TYPE_Q8_0 && type != UST_TYPE_BF16)
-    return ust_error(r->err, UNDERSTUDY_ERROR_UNSUPPORTED, "%s: %s: found type %s, expected F32, F16, BF16 or Q8_0",
+  if (!ust_type_known(type))
+    return ust_error(r->err, UNDERSTUDY_ERROR_UNSUPPORTED,
+                     "%s: %s: found type %s, expected F32, F16, BF16, Q8_0, Q6_K, Q5_0, Q5_1, Q5_K, Q4_0, Q4_1 or Q4_K",
                      r->file->path, field, tensor_types[type]);
   *out = (ust_type)type;
   return UNDERSTUDY_OK;
@@ -231,8 +232,9 @@ static understudy_status read_tensor(reader *r, uint64_t index, uint64_t alignme
   UST_TRY(read_shape(r, field, &tensor));
   UST_TRY(read_type(r, field, &tensor.type));
   UST_TRY(read_u64(r, field, &tensor.offset));
-  if (tensor.type == UST_TYPE_Q8_0 && tensor.cols % 32)
-    return bad(r, field, "a Q8_0 row that is not whole blocks", "a multiple of 32 columns");
+  if (tensor.cols % (uint64_t)ust_type_block(tensor.type))
+    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: %s: found rows of %" PRIu64 ", expected a multiple of %d for %s",
+                     r->file->path, field, tensor.cols, ust_type_block(tensor.type), tensor_types[tensor.type]);
   uint64_t elements;
   if (!ust_mul(tensor.rows, tensor.cols, &elements) || !ust_weights_bytes(tensor.type, elements, &tensor.bytes))
     return bad(r, field, "dimensions whose product does not fit 64 bits", "smaller ones");

@@ -107,7 +107,18 @@ void ust_gguf_i32s(ust_gguf_writer *w, const char *key, const int32_t *values, s
 
 /* llama.cpp's numbers for "mostly this type". */
 static uint32_t file_type(ust_type type) {
-  return type == UST_TYPE_F32 ? 0 : type == UST_TYPE_F16 ? 1 : type == UST_TYPE_Q8_0 ? 7 : 32;
+  switch (type) {
+  case UST_TYPE_F32:
+    return 0;
+  case UST_TYPE_F16:
+    return 1;
+  case UST_TYPE_Q4_0:
+    return 2;
+  case UST_TYPE_Q8_0:
+    return 7;
+  default:
+    return 32; /* BF16 */
+  }
 }
 
 void ust_gguf_config(ust_gguf_writer *w, const ust_config *config, ust_type type) {
@@ -140,8 +151,8 @@ void ust_gguf_declare(ust_gguf_writer *w, const char *name, ust_type type, uint6
   uint64_t elements = 0, bytes = 0, end = 0;
   if (w->started) fail(w, UNDERSTUDY_ERROR_ARGUMENT, name, "declared after the first rows");
   if (strlen(name) > UST_NAME_MAX) fail(w, UNDERSTUDY_ERROR_ARGUMENT, name, "name too long for GGUF");
-  if (type == UST_TYPE_Q8_0 && cols % BLOCK)
-    fail(w, UNDERSTUDY_ERROR_ARGUMENT, name, "Q8_0 needs a multiple of 32 columns");
+  if (cols % (uint64_t)ust_type_block(type))
+    fail(w, UNDERSTUDY_ERROR_ARGUMENT, name, "rows of this type are whole blocks of 32");
   if (!rows || !cols || !ust_mul(rows, cols, &elements) || !ust_weights_bytes(type, elements, &bytes) ||
       !ust_add(bytes, ALIGNMENT - 1, &end) || !ust_add(w->offset, end, &end))
     fail(w, UNDERSTUDY_ERROR_ARGUMENT, name, "impossible size");
@@ -181,6 +192,14 @@ static void encode(ust_type type, const float *values, size_t count, unsigned ch
     for (size_t i = 0; i < count / BLOCK; i++) {
       ust_q8_block block;
       ust_q8_quantize(values + i * BLOCK, &block);
+      memcpy(out + i * sizeof block, &block, sizeof block);
+    }
+    return;
+  }
+  if (type == UST_TYPE_Q4_0) {
+    for (size_t i = 0; i < count / BLOCK; i++) {
+      ust_q4_block block;
+      ust_q4_quantize(values + i * BLOCK, &block);
       memcpy(out + i * sizeof block, &block, sizeof block);
     }
     return;

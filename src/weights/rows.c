@@ -1,4 +1,4 @@
-/* Tensor data: rows of any stored type as f32, or as Q8_0 blocks.
+/* Tensor data: rows of any stored type as f32, or as blocks.
  *
  * Rows stored in order are read straight from the file. A transposed tensor has each wanted row scattered over
  * the whole of it; reading it piece by piece would cost tens of millions of system calls for GPT-2-L, so it is
@@ -7,42 +7,11 @@
 
 #include "weights/internal.h"
 
-_Static_assert(sizeof(ust_q8_block) == 34, "Q8_0 blocks are read as they are stored");
-
-enum { CHUNK = 960 * 32, BLOCK = 32, TILE_ROWS = 32, TILE_COLS = 16 }; /* elements decoded at a time */
-
-bool ust_weights_bytes(ust_type type, uint64_t elements, uint64_t *bytes) {
-  if (type == UST_TYPE_Q8_0) return ust_mul(elements / BLOCK, sizeof(ust_q8_block), bytes);
-  return ust_mul(elements, type == UST_TYPE_F32 ? 4 : 2, bytes);
-}
-
-static uint16_t load_u16(const unsigned char *b) {
-  return (uint16_t)(b[0] | b[1] << 8);
-}
-
-static void decode(ust_type type, const unsigned char *data, size_t count, float *out) {
-  switch (type) {
-  case UST_TYPE_F32:
-    memcpy(out, data, count * sizeof *out);
-    break;
-  case UST_TYPE_F16:
-    for (size_t i = 0; i < count; i++) out[i] = ust_f16_to_f32(load_u16(data + 2 * i));
-    break;
-  case UST_TYPE_BF16:
-    for (size_t i = 0; i < count; i++) out[i] = ust_bf16_to_f32(load_u16(data + 2 * i));
-    break;
-  case UST_TYPE_Q8_0:
-    for (size_t i = 0; i < count; i++) {
-      const unsigned char *block = data + i / BLOCK * sizeof(ust_q8_block);
-      out[i] = ust_f16_to_f32(load_u16(block)) * (float)(int8_t)block[2 + i % BLOCK];
-    }
-    break;
-  }
-}
+enum { CHUNK = 120 * 256, TILE_ROWS = 32, TILE_COLS = 16 }; /* elements decoded at a time: whole blocks of any type */
 
 static understudy_status read_in_order(const ust_file *file, const ust_tensor *tensor, uint64_t row, uint64_t count,
                                        float *out, understudy_error *err) {
-  unsigned char data[CHUNK * 4];
+  unsigned char data[CHUNK * 4] __attribute__((aligned(64)));
   uint64_t from = row * tensor->cols, left = count * tensor->cols;
   while (left > 0) {
     size_t take = (size_t)UST_MIN(left, (uint64_t)CHUNK);
@@ -50,7 +19,7 @@ static understudy_status read_in_order(const ust_file *file, const ust_tensor *t
     ust_weights_bytes(tensor->type, from, &offset);
     ust_weights_bytes(tensor->type, take, &bytes);
     UST_TRY(ust_file_read(file, tensor->offset + offset, data, (size_t)bytes, err));
-    decode(tensor->type, data, take, out);
+    ust_weights_decode(tensor->type, data, take, out);
     out += take;
     from += take;
     left -= take;
@@ -127,7 +96,7 @@ static void copy_transposed(const ust_tensor *tensor, const unsigned char *data,
       float tile[TILE_COLS][TILE_ROWS];
       size_t cols = (size_t)UST_MIN(tensor->cols - col, (uint64_t)TILE_COLS);
       for (size_t c = 0; c < cols; c++)
-        decode(tensor->type, data + ((col + c) * tensor->rows + row + first) * element, rows, tile[c]);
+        ust_weights_decode(tensor->type, data + ((col + c) * tensor->rows + row + first) * element, rows, tile[c]);
       for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < cols; c++) out[(first + r) * tensor->cols + col + c] = tile[c][r];
     }
@@ -149,12 +118,12 @@ understudy_status ust_weights_read_rows(const ust_weights *weights, const ust_te
   return UNDERSTUDY_OK;
 }
 
-understudy_status ust_weights_read_q8(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
-                                      uint64_t count, ust_q8_block *out, understudy_error *err) {
-  if (tensor->type != UST_TYPE_Q8_0 || row > tensor->rows || count > tensor->rows - row)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: tensor %s: not these rows, or not Q8_0", weights->path,
+understudy_status ust_weights_read_blocks(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
+                                          uint64_t count, void *out, understudy_error *err) {
+  if (ust_type_block(tensor->type) == 1 || row > tensor->rows || count > tensor->rows - row)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: tensor %s: not these rows, or not quantised", weights->path,
                      tensor->name);
-  uint64_t row_bytes = tensor->cols / BLOCK * sizeof(ust_q8_block);
+  uint64_t row_bytes = tensor->bytes / tensor->rows;
   return ust_file_read(&weights->files[tensor->file], tensor->offset + row * row_bytes, out,
                        (size_t)(count * row_bytes), err);
 }

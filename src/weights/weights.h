@@ -12,9 +12,19 @@
 typedef enum ust_type {
   UST_TYPE_F32 = 0,
   UST_TYPE_F16 = 1,
+  UST_TYPE_Q4_0 = 2,
+  UST_TYPE_Q4_1 = 3,
+  UST_TYPE_Q5_0 = 6,
+  UST_TYPE_Q5_1 = 7,
   UST_TYPE_Q8_0 = 8,
+  UST_TYPE_Q4_K = 12,
+  UST_TYPE_Q5_K = 13,
+  UST_TYPE_Q6_K = 14,
   UST_TYPE_BF16 = 30
-} ust_type; /* GGUF's codes */
+} ust_type; /* GGUF's codes. Written: F32, F16, BF16, Q8_0, Q4_0 */
+
+const char *ust_type_name(ust_type type); /* "q4_0" */
+int ust_type_block(ust_type type);        /* elements of a block; rows are whole blocks */
 
 typedef struct ust_tensor {
   const char *name; /* GGUF's: token_embd.weight, blk.0.attn_qkv.bias, … */
@@ -54,9 +64,9 @@ bool ust_weights_has(const ust_weights *weights, const char *name);
 /* Rows [row, row+count) of the logical matrix as f32 [count, cols]. Any type. Thread-safe. */
 understudy_status ust_weights_read_rows(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
                                         uint64_t count, float *out, understudy_error *err);
-/* The same as blocks [count, cols/32] of a Q8_0 tensor. */
-understudy_status ust_weights_read_q8(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
-                                      uint64_t count, ust_q8_block *out, understudy_error *err);
+/* The same as blocks [count, cols / block], as they are stored, of a tensor of a quantised type. */
+understudy_status ust_weights_read_blocks(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
+                                          uint64_t count, void *out, understudy_error *err);
 
 /* ---- GGUF metadata, for the tokenizer and for `inspect` ---- */
 
@@ -83,7 +93,7 @@ void ust_gguf_i32s(ust_gguf_writer *writer, const char *key, const int32_t *valu
 void ust_gguf_config(ust_gguf_writer *writer, const ust_config *config, ust_type type);
 /* The keys of a vocabulary that are left: tokenizer.ggml.tokens, .token_type and .merges. */
 void ust_gguf_vocabulary(ust_gguf_writer *writer, const ust_vocabulary *vocabulary);
-/* vector: written with one dimension. Q8_0 needs cols divisible by 32. */
+/* vector: written with one dimension. Q8_0 and Q4_0 need cols divisible by 32. */
 void ust_gguf_declare(ust_gguf_writer *writer, const char *name, ust_type type, uint64_t rows, uint64_t cols);
 /* The next `rows` rows (f32, converted to the declared type) of the current tensor. */
 void ust_gguf_rows(ust_gguf_writer *writer, const float *values, uint64_t rows);

@@ -2,12 +2,13 @@
 model=$FIXTURES/gpt2-tiny
 figures() { "$UNDERSTUDY" eval -m "$1" --isa scalar "hello world, this is a test" | tr -s ' \n' ' '; }
 echo "directory: $(figures "$model" | sed -E 's/(\.[0-9])[0-9]+/\1/g')"
-for type in f32 f16 bf16 q8_0; do
+for type in f32 f16 bf16 q8_0 q4_0; do
   "$UNDERSTUDY" quantize "$model" -o $type.gguf --type $type || echo "exit $?"
   echo "$type: $(figures $type.gguf | sed -E 's/(\.[0-9])[0-9]+/\1/g')"
   "$UNDERSTUDY" inspect $type.gguf | grep -E 'token_embd|position_embd|blk.0.attn_qkv|\.tokens|shape'
 done
 "$UNDERSTUDY" quantize q8_0.gguf -o again.gguf --type q8_0 && cmp q8_0.gguf again.gguf
+"$UNDERSTUDY" quantize q4_0.gguf -o again.gguf --type q4_0 && cmp q4_0.gguf again.gguf
 "$UNDERSTUDY" quantize f32.gguf -o again.gguf --type f32 && cmp f32.gguf again.gguf
 
 echo "== eval --json"

@@ -29,7 +29,7 @@ check run -m "$model" --isa sse hi
 check run -m "$model" --mode fast hi
 check run -m "$model" --json '' hi
 check run -m "$model" --mode speculative hi
-check quantize "$model" -o out.gguf --type q4_0
+check quantize "$model" -o out.gguf --type q3_0
 check grow "$model" -o out.gguf --like gpt3
 check roofline --device gtx1080
 check roofline -o chart.jpg

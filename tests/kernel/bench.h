@@ -14,6 +14,8 @@ static const struct {
 } bench_shapes[] = {
     {1280, 3840, "qkv"}, {1280, 1280, "out"}, {1280, 5120, "up"}, {5120, 1280, "down"}, {1280, 50257, "logits"}};
 
+static const char *const bench_formats[] = {"bf16", "q8", "f32", "q4", "q4k"};
+
 enum { BENCH_WALK = 160 << 20 /* bytes of copies */, BENCH_ROUNDS = 3, BENCH_MOST_ROWS = 256 };
 #define BENCH_SECONDS 0.3
 
@@ -21,6 +23,8 @@ enum { BENCH_WALK = 160 << 20 /* bytes of copies */, BENCH_ROUNDS = 3, BENCH_MOS
 static double bench_matmul(const ust_kernels *kernels, const ust_matrix *copies, int count, int rows, int threads,
                            const void *x, size_t x_stride, float *y, size_t y_stride) {
   int panels = (int)(y_stride / UST_PANEL);
+  bool quantised = ust_is_quantised(copies->format);
+  char *integers = quantised ? ust_alloc(kernels->integers_bytes(rows, copies->cols)) : NULL;
   double best = 1e9, begun = omp_get_wtime(), stop = begun + BENCH_SECONDS;
   for (int i = 0; i < BENCH_ROUNDS * count && (i < 2 || omp_get_wtime() < stop); i++) {
     double started = omp_get_wtime();
@@ -28,12 +32,20 @@ static double bench_matmul(const ust_kernels *kernels, const ust_matrix *copies,
     {
       int me = omp_get_thread_num(), all = omp_get_num_threads();
       int first = (int)((long)panels * me / all), end = (int)((long)panels * (me + 1) / all);
-      if (first < end) kernels->matmul(&copies[i % count], first, end, x, x_stride, rows, NULL, UST_STORE, y, y_stride);
+      if (quantised) {
+        int row = rows * me / all, row_end = rows * (me + 1) / all;
+        kernels->integers(x, x_stride, rows, copies->cols, row, row_end, integers);
+#pragma omp barrier
+      }
+      if (first < end)
+        kernels->matmul(&copies[i % count], first, end, quantised ? integers : x, x_stride, rows, NULL, UST_STORE, y,
+                        y_stride);
     }
     best = fmin(best, omp_get_wtime() - started);
   }
 #pragma omp parallel num_threads(threads)
   kernels->release();
+  ust_free(integers);
   return best;
 }
 
@@ -49,12 +61,20 @@ static int bench_shape(const ust_kernels *kernels, int shape, ust_format format)
   }
   float source[32 * 32];
   fill_uniform(source, 32 * 32, -1, 1);
-  ust_q8_block row[32 * 160];
-  for (size_t b = 0; b < 32 * blocks; b++) ust_q8_quantize(source + b % 32 * 32, &row[b]);
+  static unsigned char row[32 * 160 * sizeof(ust_q8_block)];
+  for (size_t b = 0; b < 32 * blocks; b++) {
+    if (format == UST_FORMAT_Q8) ust_q8_quantize(source + b % 32 * 32, (ust_q8_block *)(void *)row + b);
+    if (format == UST_FORMAT_Q4) ust_q4_quantize(source + b % 32 * 32, (ust_q4_block *)(void *)row + b);
+  }
+  for (size_t b = 0; format == UST_FORMAT_Q4K && b < 32 * blocks / 8; b++) {
+    ust_q4k_block *block = (ust_q4k_block *)(void *)row + b;
+    for (size_t i = 0; i < sizeof *block; i++) ((unsigned char *)block)[i] = (unsigned char)random_bits();
+    block->scale = block->minimum = 0x1000;
+  }
   for (int r = 0; r < outputs; r += UST_PANEL) {
     int n = UST_MIN(UST_PANEL, outputs - r);
-    if (format == UST_FORMAT_Q8)
-      kernels->pack_q8(&copies[0], r, n, row);
+    if (ust_is_quantised(format))
+      kernels->pack_blocks(&copies[0], r, n, row);
     else
       kernels->pack(&copies[0], r, n, source, 1, 0);
   }
@@ -68,8 +88,8 @@ static int bench_shape(const ust_kernels *kernels, int shape, ust_format format)
       if (kernels->isa == UST_ISA_SCALAR && rows > 8) break;
       double seconds = bench_matmul(kernels, copies, count, rows, threads, x, x_stride, y, y_stride);
       printf("%-7s %-5s %-7s %5d x %-6d %4d rows %d thr %9.3f ms %7.1f GB/s %7.3f TFLOP/s\n", kernels->name,
-             format == UST_FORMAT_Q8 ? "q8" : "bf16", bench_shapes[shape].name, cols, outputs, rows, threads,
-             seconds * 1e3, (double)bytes / seconds * 1e-9, 2.0 * rows * cols * outputs / seconds * 1e-12);
+             bench_formats[format], bench_shapes[shape].name, cols, outputs, rows, threads, seconds * 1e3,
+             (double)bytes / seconds * 1e-9, 2.0 * rows * cols * outputs / seconds * 1e-12);
       fflush(stdout);
     }
   for (int i = 0; i < count; i++) ust_free(copies[i].data);
@@ -85,8 +105,8 @@ static int bench(const char *level) {
     const ust_kernels *kernels = ust_kernels_get((ust_isa)isa, NULL);
     if (!kernels || (level && strcmp(level, kernels->name) != 0)) continue;
     for (int shape = 0; shape < (int)(sizeof bench_shapes / sizeof *bench_shapes) && !failed; shape++)
-      for (int format = 0; format < 2 && !failed; format++)
-        failed = bench_shape(kernels, shape, format ? UST_FORMAT_Q8 : UST_FORMAT_BF16);
+      for (int format = 0; format <= UST_FORMAT_Q4K && !failed; format++)
+        if (format != UST_FORMAT_F32) failed = bench_shape(kernels, shape, (ust_format)format);
   }
   return failed;
 }

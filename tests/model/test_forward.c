@@ -76,11 +76,11 @@ static void rows_do_not_depend_on_company(void **unused) {
   (void)unused;
   for (int isa = 0; isa < UST_ISA_COUNT; isa++) {
     if (!ust_kernels_get((ust_isa)isa, NULL)) continue;
-    for (int variant = 0; variant < 2; variant++) {
-      random_model shape = {
-          VOCABULARY,           CONTEXT, variant ? 80 : 64, 2, variant ? 5 : 1, variant ? UST_TYPE_BF16 : UST_TYPE_Q8_0,
-          (uint64_t)(17 + isa), 0.15f};
-      fixture f = {.model = random_model_open(&shape, (ust_isa)isa, 1 + variant)};
+    for (int variant = 0; variant < 3; variant++) {
+      static const ust_type types[] = {UST_TYPE_Q8_0, UST_TYPE_BF16, UST_TYPE_Q4_0};
+      random_model shape = {VOCABULARY, CONTEXT, variant == 1 ? 80 : 64, 2, variant == 1 ? 5 : 1, types[variant],
+                            (uint64_t)(17 + isa), 0.15f};
+      fixture f = {.model = random_model_open(&shape, (ust_isa)isa, 1 + variant % 2)};
       understudy_error err;
       assert_int_equal(ust_timeline_create(f.model, CONTEXT, NODES, &f.tree, &err), UNDERSTUDY_OK);
       assert_int_equal(ust_timeline_create(f.model, CONTEXT, NODES, &f.plain, &err), UNDERSTUDY_OK);

@@ -102,7 +102,8 @@ static const understudy_sampling samplings[] = {
 };
 
 static void check_level(ust_isa isa, uint64_t seed) {
-  random_model shape = {VOCABULARY, CONTEXT, 32, 2, 1, seed % 3 == 0 ? UST_TYPE_Q8_0 : UST_TYPE_BF16, seed, 0.2f};
+  static const ust_type types[] = {UST_TYPE_Q8_0, UST_TYPE_Q4_0, UST_TYPE_BF16};
+  random_model shape = {VOCABULARY, CONTEXT, 32, 2, 1, types[seed % 3], seed, 0.2f};
   random_model other = shape, small = {VOCABULARY, 64, 32, 1, 2, UST_TYPE_F32, seed + 2, 0.3f};
   other.seed = seed + 1;
   ust_model *target = random_model_open(&shape, isa, 1), *two = random_model_open(&shape, isa, 2);

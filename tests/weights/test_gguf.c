@@ -15,6 +15,7 @@ static const struct {
               {"q8", UST_TYPE_Q8_0, 9, 96},
               {"vector", UST_TYPE_F32, 1, 13},
               {"q8.row", UST_TYPE_Q8_0, 1, 32},
+              {"q4", UST_TYPE_Q4_0, 7, 96},
               {"long", UST_TYPE_BF16, 3, 40001},
               {"last", UST_TYPE_F16, 1, 1}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
@@ -55,6 +56,11 @@ static float stored(ust_type type, const float *row, uint64_t col) {
   if (type == UST_TYPE_F16) return ust_f16_to_f32(ust_f32_to_f16(row[col]));
   if (type == UST_TYPE_BF16) return ust_bf16_to_f32(ust_f32_to_bf16(row[col]));
   if (type == UST_TYPE_F32) return row[col];
+  if (type == UST_TYPE_Q4_0) {
+    ust_q4_block block;
+    ust_q4_quantize(row + col / 32 * 32, &block);
+    return ust_f16_to_f32(block.scale) * (float)((block.q[col % 16] >> col % 32 / 16 * 4 & 15) - 8);
+  }
   ust_q8_block block;
   ust_q8_quantize(row + col / 32 * 32, &block);
   return ust_f16_to_f32(block.scale) * (float)block.q[col % 32];
@@ -76,14 +82,14 @@ static void check_shape(const ust_weights *w, int i) {
   }
   ust_q8_block blocks[9 * 3], expected;
   if (t->type == UST_TYPE_Q8_0) {
-    assert_int_equal(ust_weights_read_q8(w, t, rows - 1, 1, blocks, &err), UNDERSTUDY_OK);
+    assert_int_equal(ust_weights_read_blocks(w, t, rows - 1, 1, blocks, &err), UNDERSTUDY_OK);
     for (uint64_t b = 0; b < cols / 32; b++) {
       ust_q8_quantize(values + (rows - 1) * cols + b * 32, &expected);
       assert_memory_equal(&blocks[b], &expected, sizeof expected);
     }
-    assert_int_equal(ust_weights_read_q8(w, t, rows, 1, blocks, &err), UNDERSTUDY_ERROR_ARGUMENT);
-  } else {
-    assert_int_equal(ust_weights_read_q8(w, t, 0, 1, blocks, &err), UNDERSTUDY_ERROR_ARGUMENT);
+    assert_int_equal(ust_weights_read_blocks(w, t, rows, 1, blocks, &err), UNDERSTUDY_ERROR_ARGUMENT);
+  } else if (t->type != UST_TYPE_Q4_0) {
+    assert_int_equal(ust_weights_read_blocks(w, t, 0, 1, blocks, &err), UNDERSTUDY_ERROR_ARGUMENT);
   }
   free(values);
   free(read);
@@ -145,12 +151,13 @@ static void round_trip(void **state) {
 static void writer_refuses(void **state) {
   (void)state;
   static const float values[64];
-  for (int wrong = 0; wrong < 7; wrong++) {
+  for (int wrong = 0; wrong < 8; wrong++) {
     unlink(in_folder("b.gguf"));
     understudy_error err = {0};
     ust_gguf_writer *w;
     assert_int_equal(ust_gguf_create(in_folder("b.gguf"), &w, &err), UNDERSTUDY_OK);
     if (wrong == 0) ust_gguf_declare(w, "x", UST_TYPE_Q8_0, 2, 33);
+    if (wrong == 7) ust_gguf_declare(w, "x", UST_TYPE_Q4_0, 2, 48);
     if (wrong == 1) ust_gguf_declare(w, "x", UST_TYPE_F32, 2, 8);
     if (wrong == 2) ust_gguf_rows(w, values, 1);
     if (wrong == 3) {

@@ -176,10 +176,19 @@ static void tensors(void **state) {
   bad_tensor((tensor_spec){"x.weight", 0, 0, {0}, 96}, "x.weight");
   bad_tensor((tensor_spec){"x.weight", 5, 0, {1, 1, 1, 1}, 96}, "x.weight");
   bad_tensor((tensor_spec){"x.weight", UINT32_MAX, 0, {1, 1, 1, 1}, 96}, "x.weight");
-  static const uint32_t types[] = {2, 4, 5, 12, 24, 31, 33, 36, 39, 40, 99, UINT32_MAX};
+  static const uint32_t types[] = {4, 5, 9, 10, 15, 24, 31, 33, 36, 39, 40, 99, UINT32_MAX};
   for (size_t i = 0; i < sizeof types / sizeof *types; i++)
     bad_tensor((tensor_spec){"x.weight", 2, types[i], {32, 2}, 96}, "x.weight");
-  bad_tensor((tensor_spec){"x.weight", 2, 8, {33, 2}, 96}, "x.weight");
+  static const uint32_t of_blocks[] = {2, 3, 6, 7, 8, 12, 13, 14}; /* rows that are not whole blocks; sizes that wrap */
+  for (size_t i = 0; i < sizeof of_blocks / sizeof *of_blocks; i++) {
+    uint64_t block = of_blocks[i] < 12 ? 32 : 256;
+    bad_tensor((tensor_spec){"x.weight", 2, of_blocks[i], {block + 1, 2}, 96}, "expected a multiple of");
+    bad_tensor((tensor_spec){"x.weight", 2, of_blocks[i], {block / 2, 2}, 96}, "expected a multiple of");
+    bad_tensor((tensor_spec){"x.weight", 1, of_blocks[i], {1}, 96}, "expected a multiple of");
+    bad_tensor((tensor_spec){"x.weight", 2, of_blocks[i], {block, one << 59}, 96}, "x.weight");
+    bad_tensor((tensor_spec){"x.weight", 2, of_blocks[i], {UINT64_MAX - block + 1, 1}, 96}, "x.weight");
+    bad_tensor((tensor_spec){"x.weight", 2, of_blocks[i], {block, 100000}, 96}, "x.weight");
+  }
   bad_tensor((tensor_spec){"x.weight", 2, 0, {8, 2}, 100}, "offset 100");
   bad_tensor((tensor_spec){"x.weight", 2, 0, {8, 2}, 64}, "overlapping");
   bad_tensor((tensor_spec){"x.weight", 2, 0, {8, 2}, 4096}, "x.weight");
@@ -391,10 +400,11 @@ static void every_prefix_fails(void **state) {
 static void flipped_bytes(void **state) {
   (void)state;
   file_spec s = good;
-  tensor_spec list[3] = {{"f16", 2, 1, {3, 5}, 96}, {"q8", 2, 8, {32, 2}, 128}, {"bf16", 1, 30, {9}, 224}};
+  tensor_spec list[] = {{"f16", 2, 1, {3, 5}, 96},    {"q8", 2, 8, {32, 2}, 128},  {"bf16", 1, 30, {9}, 224},
+                        {"q4", 2, 2, {32, 2}, 256},   {"q4k", 2, 12, {256, 1}, 320}, {"q6k", 1, 14, {256}, 480}};
   s.list = list;
-  s.list_count = 3;
-  s.data = 256;
+  s.list_count = sizeof list / sizeof *list;
+  s.data = 704;
   ust_buffer b = build(&s);
   char *copy = malloc(b.size);
   uint64_t random = 20240607;

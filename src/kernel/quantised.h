@@ -1,0 +1,206 @@
+/* Quantised matrices and the integers they are multiplied with, for every level's file.
+ *
+ * A row of activations becomes 16-bit integers with one scale; a block of 32 inputs of it and of a weight then has an
+ * integer sum, exact in any order, and only what follows is rounded: sum * scale of the weights (less the sum of the
+ * integers times Q4K's minimum), added block after block, the whole times the row's scale. So every level, and every
+ * number of rows, gives the same bits for the same x.
+ *
+ * Weights: strips of 16 output columns; a strip is a head and a run of pairs of blocks. A pair is 64 bytes of scales,
+ * [2][16] f16 (Q4K: [2] times 16 scales and 16 minima of 6 bits, a byte each), then [2][lines] of 64 bytes: a line
+ * holds 4 inputs of each column, [16][4]. Q8: 8 lines of int8. Q4, Q4K: 4 lines, line k with inputs 4k... in the low
+ * halves of its bytes and inputs 16 + 4k... in the high ones. The head is empty but for Q4K: for each 256 inputs [16]
+ * f16 scales, [16] f16 minima. Bytes a weight: Q8 1.0625, Q4 0.5625, Q4K 0.578.
+ *
+ * Rows: groups of up to 16, [group][block][height rows] lines of 64 bytes, whose order is the level's; then as many
+ * sums, each the negative of its block's; then a scale for each row. Rows that only fill a group are zeros. */
+#ifndef UST_KERNEL_QUANTISED_H
+#define UST_KERNEL_QUANTISED_H
+
+#include <math.h>
+
+#include "kernel/kernel.h"
+
+enum { Q_COLUMNS = 16, Q_LINE = 64 };
+
+/* Blocks of a row, in whole pairs. */
+static inline int quantised_blocks(int cols) {
+  return UST_ROUND_UP(cols, 2 * UST_BLOCK) / UST_BLOCK;
+}
+static inline size_t quantised_head(ust_format format, int cols) {
+  return format == UST_FORMAT_Q4K ? (size_t)UST_ROUND_UP(cols, 256) / 256 * Q_LINE : 0;
+}
+static inline int quantised_lines(ust_format format) {
+  return format == UST_FORMAT_Q8 ? 8 : 4;
+}
+static inline size_t quantised_pair(ust_format format) {
+  return Q_LINE + 2 * (size_t)quantised_lines(format) * Q_LINE;
+}
+static inline size_t quantised_strip(ust_format format, int cols) {
+  return quantised_head(format, cols) + (size_t)quantised_blocks(cols) / 2 * quantised_pair(format);
+}
+/* Where the scales and the lines of a block lie, from the end of its strip's head. */
+static inline size_t quantised_scales_at(ust_format format, int block) {
+  return (size_t)(block / 2) * quantised_pair(format) + (size_t)(block % 2) * 32;
+}
+static inline size_t quantised_lines_at(ust_format format, int block) {
+  return (size_t)(block / 2) * quantised_pair(format) + Q_LINE +
+         (size_t)(block % 2) * (size_t)quantised_lines(format) * Q_LINE;
+}
+
+static __attribute__((unused)) size_t quantised_bytes(ust_format format, int rows, int cols) {
+  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / Q_COLUMNS * quantised_strip(format, cols);
+}
+
+/* Writes the run of one column. */
+static void quantised_put(ust_format format, char *strip, size_t head, int block, int column, const ust_run *run) {
+  char *scales = strip + head + quantised_scales_at(format, block);
+  uint8_t *q = (uint8_t *)strip + head + quantised_lines_at(format, block) + column * 4;
+  if (format == UST_FORMAT_Q4K) {
+    if (block % 8 == 0) {
+      uint16_t *both = (uint16_t *)(void *)(strip + (size_t)(block / 8) * Q_LINE);
+      both[column] = run->scale;
+      both[Q_COLUMNS + column] = run->minimum;
+    }
+    scales[column] = (char)run->scale_part;
+    scales[Q_COLUMNS + column] = (char)run->minimum_part;
+  } else {
+    ((uint16_t *)(void *)scales)[column] = run->scale;
+  }
+  for (int i = 0; i < quantised_lines(format) * 4; i++)
+    q[i / 4 * Q_LINE + i % 4] = (uint8_t)(format == UST_FORMAT_Q8 ? run->q[i] ^ 0x80 : run->q[i] | run->q[i + 16] << 4);
+}
+
+/* The inverse. */
+static void quantised_get(ust_format format, const char *strip, size_t head, int block, int column, ust_run *run) {
+  const char *scales = strip + head + quantised_scales_at(format, block);
+  const uint8_t *q = (const uint8_t *)strip + head + quantised_lines_at(format, block) + column * 4;
+  *run = (ust_run){.scale = ((const uint16_t *)(const void *)scales)[column]};
+  if (format == UST_FORMAT_Q4K) {
+    const uint16_t *both = (const uint16_t *)(const void *)(strip + (size_t)(block / 8) * Q_LINE);
+    *run = (ust_run){both[column], both[Q_COLUMNS + column], (uint8_t)scales[column],
+                     (uint8_t)scales[Q_COLUMNS + column], {0}};
+  }
+  for (int i = 0; i < UST_BLOCK; i++)
+    if (format == UST_FORMAT_Q8)
+      run->q[i] = q[i / 4 * Q_LINE + i % 4] ^ 0x80;
+    else
+      run->q[i] = q[i % 16 / 4 * Q_LINE + i % 4] >> i / 16 * 4 & 15;
+}
+
+static void quantised_pack(ust_matrix *m, int row, int count, const void *source) {
+  int blocks = UST_ROUND_UP(m->cols, UST_BLOCK) / UST_BLOCK, inputs = ust_block_inputs(m->format);
+  size_t row_bytes = (size_t)(UST_ROUND_UP(m->cols, inputs) / inputs) * ust_block_bytes(m->format);
+  size_t head = quantised_head(m->format, m->cols), strip_bytes = quantised_strip(m->format, m->cols);
+  for (int r = row; r < UST_ROUND_UP(row + count, UST_PANEL); r++) {
+    char *strip = (char *)m->data + (size_t)(r / Q_COLUMNS) * strip_bytes;
+    for (int b = 0; b < quantised_blocks(m->cols); b++) {
+      ust_run run = {0};
+      if (r < row + count && b < blocks)
+        ust_run_load(m->format, (const char *)source + (size_t)(r - row) * row_bytes, b, &run);
+      quantised_put(m->format, strip, head, b, r % Q_COLUMNS, &run);
+    }
+  }
+}
+
+static void quantised_unpack_row(const ust_matrix *m, int row, float *out) {
+  size_t head = quantised_head(m->format, m->cols);
+  const char *strip = (const char *)m->data + (size_t)(row / Q_COLUMNS) * quantised_strip(m->format, m->cols);
+  for (int b = 0; b * UST_BLOCK < m->cols; b++) {
+    ust_run run;
+    float values[UST_BLOCK];
+    quantised_get(m->format, strip, head, b, row % Q_COLUMNS, &run);
+    ust_run_values(m->format, &run, values);
+    for (int i = 0; i < UST_MIN(UST_BLOCK, m->cols - b * UST_BLOCK); i++) out[b * UST_BLOCK + i] = values[i];
+  }
+}
+
+/* ---- rows ---- */
+
+/* Where what belongs to `rows` rows of integers lies. */
+typedef struct integers {
+  int height, groups, blocks;
+  char *lines;
+  int32_t *sums;
+  float *scales;
+} integers;
+
+/* Up to UST_INTEGER_FEW rows are one group; more are divided evenly into groups of 12 or 16, as whole tiles. */
+static inline integers integers_shape(int rows, int cols) {
+  integers x = {.height = rows, .groups = 1, .blocks = quantised_blocks(cols)};
+  if (rows > UST_INTEGER_FEW) {
+    x.groups = (rows + 15) / 16;
+    x.height = (rows + x.groups - 1) / x.groups <= 12 ? 12 : 16;
+  }
+  return x;
+}
+static inline integers integers_at(void *data, int rows, int cols) {
+  integers x = integers_shape(rows, cols);
+  size_t lines = (size_t)x.groups * (size_t)x.height * (size_t)x.blocks;
+  x.lines = data;
+  x.sums = (int32_t *)(void *)(x.lines + lines * Q_LINE);
+  x.scales = (float *)(void *)(x.sums + lines);
+  return x;
+}
+/* Line (and sum) of a row's first block; the next block's is x->height further on. */
+static inline size_t integers_line(const integers *x, int row) {
+  return (size_t)(row / x->height) * (size_t)x->blocks * (size_t)x->height + (size_t)(row % x->height);
+}
+
+static __attribute__((unused)) size_t integers_bytes(int rows, int cols) {
+  integers x = integers_shape(rows, cols);
+  size_t all = (size_t)x.groups * (size_t)x.height;
+  return UST_ROUND_UP(all * (size_t)x.blocks * (Q_LINE + sizeof *x.sums) + all * sizeof *x.scales, 64);
+}
+
+enum { INTEGER_MOST = 32512 /* 127 * 256: both bytes signed */ };
+
+/* The scale of a row whose largest magnitude has these bits, and its inverse. A row too small to invert counts as zeros;
+ * infinite ones and NaN make every product NaN. */
+static inline float integers_scale(uint32_t most, float *inverse) {
+  union {
+    uint32_t u;
+    float f;
+  } bits = {.u = most};
+  *inverse = 0;
+  if (bits.u >= 0x7f800000u) return NAN;
+  if (bits.f < 0x1p-100f) return 0;
+  *inverse = INTEGER_MOST / bits.f;
+  return bits.f / INTEGER_MOST;
+}
+
+/* Rows of f32 as 16 bits an integer, four and four in this order: lane order[i] of a line's quad is its i-th input. */
+static __attribute__((unused)) void integers_of_floats(const void *x, size_t x_stride, int rows, int cols, int row,
+                                                       int row_end, void *out, const int order[4]) {
+  integers to = integers_at(out, rows, cols);
+  for (int r = row; r < row_end; r++) {
+    const float *from = (const float *)x + (size_t)r * x_stride;
+    uint32_t most = 0;
+    float inverse;
+    for (int k = 0; k < cols; k++) {
+      union {
+        float f;
+        uint32_t u;
+      } bits = {.f = from[k]};
+      most = UST_MAX(most, bits.u & 0x7fffffffu);
+    }
+    to.scales[r] = integers_scale(most, &inverse);
+    for (int b = 0; b < to.blocks; b++) {
+      size_t at = integers_line(&to, r) + (size_t)b * (size_t)to.height;
+      int16_t *line = (int16_t *)(void *)(to.lines + at * Q_LINE);
+      int32_t sum = 0;
+      for (int i = 0; i < UST_BLOCK; i++) {
+        bool empty = inverse == 0 || b * UST_BLOCK + i >= cols;
+        union {
+          float f;
+          int32_t i;
+        } rounded = {.f = (empty ? 0 : from[b * UST_BLOCK + i] * inverse) + 0x1.8p23f}; /* to the nearest integer */
+        int32_t value = rounded.i - 0x4b400000;
+        line[i / 4 * 4 + order[i % 4]] = (int16_t)value;
+        sum += value;
+      }
+      to.sums[at] = -sum;
+    }
+  }
+}
+
+#endif
