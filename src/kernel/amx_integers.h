@@ -2,8 +2,8 @@
  *
  * A tile of weights is a block of 32 inputs of 16 columns, 8 rows of 4 inputs; 16 or 12 rows of integers are two tiles
  * of bytes, upper and lower. A block's two tiles of weights (a panel's strips) meet one group of rows after the other.
- * The four products go to the first-level cache and are put together, scaled and added to their rows' sums while the
- * next four are made. */
+ * A product waits in its tiles while the other strip's is made, goes to the first-level cache, and is put together,
+ * scaled and added to its rows' sums while the one after is made. */
 #ifndef UST_KERNEL_AMX_INTEGERS_H
 #define UST_KERNEL_AMX_INTEGERS_H
 
@@ -11,8 +11,8 @@
 
 enum { MOST_GROUPS = 4 /* of rows that meet a block one after the other: their sums stay in the first-level cache */ };
 
-/* Tiles 0 and 1: products of the left strip with upper and lower bytes, 2 and 3: of the right one; 4, 5: integers; 6, 7:
- * weights. */
+/* Tiles 0 and 1: products of the left strip with upper and lower bytes, 2 and 3: of the right one; 4, 5: integers;
+ * 6, 7: weights. */
 static void configure_integers(int rows) {
   tile_config config __attribute__((aligned(64))) = {.palette = 1};
   for (int t = 0; t < 8; t++) {
@@ -36,41 +36,21 @@ ALWAYS_INLINE void ask(requests *q) {
   }
 }
 
-/* Products of a group of rows with a block, and what becomes of them. */
-typedef struct products {
-  int32_t part[4][16][16]; /* the tiles */
-  block_scales of[2];
+/* A product of a group of rows with a block of one strip, and what becomes of it. */
+typedef struct made {
+  block_scales of;
   const int32_t *negative;
   float *c; /* [height][UST_PANEL] */
-} products;
+} made;
 
-ALWAYS_INLINE void add_products(ust_format format, int height, const products *p) {
+ALWAYS_INLINE void add_product(ust_format format, int height, int32_t part[2][16][16], const made *p) {
 #pragma GCC unroll 16
-  for (int r = 0; r < height; r++)
-    for (int s = 0; s < 2; s++) {
-      float *c = p->c + r * UST_PANEL + s * STRIP;
-      __m512i upper = _mm512_load_si512((const void *)p->part[2 * s][r]);
-      __m512i t = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), _mm512_load_si512((const void *)p->part[2 * s + 1][r]));
-      _mm512_store_ps(c, add_block(format, _mm512_load_ps(c), t, p->of[s], p->negative + r));
-    }
-}
-
-/* `line`: the group's, of this block. */
-ALWAYS_INLINE void multiply_group(const char *line, int32_t part[4][16][16]) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_loadd(4, line, Q_LINE);
-  _tile_dpbssd(0, 4, 6);
-  _tile_dpbssd(2, 4, 7);
-  _tile_loadd(5, line + UST_BLOCK, Q_LINE);
-  _tile_dpbssd(1, 5, 6);
-  _tile_dpbssd(3, 5, 7);
-  _tile_stored(0, part[0][0], 64);
-  _tile_stored(2, part[2][0], 64);
-  _tile_stored(1, part[1][0], 64);
-  _tile_stored(3, part[3][0], 64);
+  for (int r = 0; r < height; r++) {
+    __m512i upper = _mm512_load_si512((const void *)part[0][r]);
+    __m512i t = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), _mm512_load_si512((const void *)part[1][r]));
+    float *c = p->c + r * UST_PANEL;
+    _mm512_store_ps(c, add_block(format, _mm512_load_ps(c), t, p->of, p->negative + r));
+  }
 }
 
 /* A pair's blocks of four bits as tiles of bytes with a sign (Q4K's have none). */
@@ -90,13 +70,12 @@ ALWAYS_INLINE void widen(ust_format format, const char *pair, char *tiles) {
 ALWAYS_INLINE void tile_panel(ust_format format, int height, const ust_matrix *w, int panel, const integers *x, int row,
                               int groups, far_streams far, float c[][UST_PANEL]) {
   char wide[2][2][16 * Q_LINE] __attribute__((aligned(64))); /* of this pair and the next */
-  products made[2];
+  int32_t part[2][2][16][16] __attribute__((aligned(64))); /* of the left and the right strip */
+  made in_tiles = {0}, in_part[2] = {0};
   const size_t head = quantised_head(format, w->cols), pair = quantised_pair(format), lines = (size_t)height * Q_LINE;
   const char *strip[2] = {strip_of(w, 2 * panel), strip_of(w, 2 * panel + 1)};
   const char *pairs[2] = {strip[0] + head, strip[1] + head};
-  int turn = 0;
   memset(c[0], 0, (size_t)groups * (size_t)height * sizeof *c);
-  made[1].c = NULL;
   for (int s = 0; s < 2 && format != UST_FORMAT_Q8; s++) widen(format, pairs[s], wide[0][s]);
   for (int b = 0; b < x->blocks; b++) {
     requests near = {.at = {pairs[0] + pair, pairs[1] + pair}, .end = pairs[0] + 2 * pair};
@@ -111,24 +90,44 @@ ALWAYS_INLINE void tile_panel(ust_format format, int height, const ust_matrix *w
     _tile_loadd(7, (format == UST_FORMAT_Q8 ? pairs[1] : wide[b / 2 % 2][1]) + at, Q_LINE);
     const block_scales of[2] = {scales_of(format, strip[0], pairs[0] + (size_t)(b % 2) * 32, b),
                                 scales_of(format, strip[1], pairs[1] + (size_t)(b % 2) * 32, b)};
-    for (int g = 0; g < groups; g++, turn ^= 1) {
+    for (int g = 0; g < groups; g++) {
       const size_t first = integers_line(x, row + g * height) + (size_t)b * (size_t)height;
       const char *line = x->lines + first * Q_LINE;
-      multiply_group(line, made[turn].part);
+      float *to = c[g * height];
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_loadd(4, line, Q_LINE);
+      _tile_dpbssd(0, 4, 6);
+      _tile_loadd(5, line + UST_BLOCK, Q_LINE);
+      _tile_dpbssd(1, 5, 6);
+      if (in_tiles.c) {
+        _tile_stored(2, part[1][0][0], 64);
+        _tile_stored(3, part[1][1][0], 64);
+      }
       for (size_t l = 0; l < lines; l += Q_LINE) _mm_prefetch(line + 2 * lines + l, _MM_HINT_T0);
       ask(&near);
+      if (in_part[0].c) add_product(format, height, part[0], &in_part[0]);
+      in_part[1] = in_tiles;
+      in_tiles = (made){of[0], x->sums + first, to};
+      _tile_zero(2);
+      _tile_zero(3);
+      _tile_dpbssd(2, 4, 7);
+      _tile_dpbssd(3, 5, 7);
+      _tile_stored(0, part[0][0][0], 64);
+      _tile_stored(1, part[0][1][0], 64);
       far_request(&far, g, groups);
-      if (made[turn ^ 1].c) add_products(format, height, &made[turn ^ 1]);
-      made[turn].of[0] = of[0];
-      made[turn].of[1] = of[1];
-      made[turn].negative = x->sums + first;
-      made[turn].c = c[g * height];
+      if (in_part[1].c) add_product(format, height, part[1], &in_part[1]);
+      in_part[0] = in_tiles;
+      in_tiles = (made){of[1], x->sums + first, to + STRIP};
     }
     far_advance(&far);
     if (b % 2)
       for (int s = 0; s < 2; s++) pairs[s] += pair;
   }
-  add_products(format, height, &made[turn ^ 1]);
+  _tile_stored(2, part[1][0][0], 64);
+  _tile_stored(3, part[1][1][0], 64);
+  add_product(format, height, part[0], &in_part[0]);
+  add_product(format, height, part[1], &in_tiles);
 }
 
 #define TILE_PANEL(format)                                                                                             \

@@ -154,8 +154,8 @@ static __attribute__((unused)) size_t integers_bytes(int rows, int cols) {
 
 enum { INTEGER_MOST = 32512 /* 127 * 256: both bytes signed */ };
 
-/* The scale of a row whose largest magnitude has these bits, and its inverse. A row too small to invert counts as zeros;
- * infinite ones and NaN make every product NaN. */
+/* The scale of a row whose largest magnitude has these bits, and its inverse. A row too small to invert counts as
+ * zeros; infinite ones and NaN make every product NaN. */
 static inline float integers_scale(uint32_t most, float *inverse) {
   union {
     uint32_t u;

@@ -1,6 +1,6 @@
-/* Products with quantised matrices on 512-bit vectors (VPDPBUSD: bytes without sign by bytes with one, four to a sum),
- * for any number of rows at the avx512 level and few at the amx level. Layouts: quantised.h. A line of rows of integers is
- * the upper bytes of a block's 32 integers, then the lower ones, both signed: x = 256 upper + lower.
+/* Products with quantised matrices on 512-bit vectors (VPDPBUSD: unsigned by signed bytes, four to a sum), for any
+ * number of rows at the avx512 level and few at the amx level. Layouts: quantised.h. A line of rows of integers is the
+ * upper bytes of a block's 32 integers, then the lower ones, both signed: x = 256 upper + lower.
  *
  * The weights are made unsigned by adding 128 or 8 (Q4K's are), which the negative sum of the block's integers, as the
  * first term, takes away again. */
@@ -186,8 +186,8 @@ ALWAYS_INLINE void vnni_sums(ust_format format, int strips, int rows, const char
                        _mm512_mul_ps(sum[s][r], _mm512_set1_ps(x->scales[row + r])));
 }
 
-/* Up to UST_INTEGER_FEW rows: two panels for one row, one otherwise; of many rows one strip after the other, as the sums
- * fill the registers. */
+/* Up to UST_INTEGER_FEW rows: two panels for one row, one otherwise; of many rows one strip after the other, as their
+ * sums fill the registers. */
 ALWAYS_INLINE void vnni_rows(ust_format format, int panels, const char *const strip[], far_streams far, size_t head,
                              const integers *x, int row, int rows, float *c, size_t c_stride) {
 #define SIDE_BY_SIDE(n)                                                                                                \

@@ -176,7 +176,8 @@ static void matmul_reference(const ust_kernels *kernels) {
     c.y_stride = (size_t)(panels * UST_PANEL + 32 * pick(0, 1));
     c.x = random_activations(kernels, c.rows, s.m.cols, c.x_stride);
     int special = pick(0, c.rows - 1), exponent = PICK_OF(0, -150, -90, -20, 20);
-    for (size_t k = 0; k < (size_t)s.m.cols; k++) { /* rows of zeros, tiny and large values */
+    size_t changed = ust_is_quantised(s.m.format) ? (size_t)s.m.cols : 0;
+    for (size_t k = 0; k < changed; k++) { /* a row of zeros, of tiny or of large values */
       size_t at = (size_t)special * c.x_stride + k;
       store_activation(kernels, (void *)(uintptr_t)c.x, at, exponent ? ldexpf(load_activation(kernels, c.x, at), exponent) : 0);
     }
