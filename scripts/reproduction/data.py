@@ -103,8 +103,8 @@ def rows_per_pass(m):
 
 
 def step_ms(m):
-    """Where the time of one step (one target pass) goes, in ms."""
-    return {k[:-2]: 1e3 * v / m["target_passes"] for k, v in m["time"].items()}
+    """Where the time of one step (one target pass) goes, in ms. The prompt is not part of a step."""
+    return {k[:-2]: 1e3 * v / m["target_passes"] for k, v in m["time"].items() if k != "prompt_s"}
 
 
 def reach(m):
