@@ -161,8 +161,8 @@ typedef struct ust_kernels {
   void (*log_sum_exp)(const float *x, int n, float *maximum, float *sum);
   /* logits x[n] -> scale exp(x - log_sum) */
   void (*probabilities)(float *x, int n, float log_sum, float scale);
-  /* student logits x[n], teacher logits t[n] -> x = scale (q - weight p); returns sum of p log(p / q) */
-  float (*distill)(float *x, const float *t, int n, float x_log_sum, float t_log_sum, float scale, float weight);
+  /* student logits x[n], teacher logits t[n] -> x = scale (q - p); returns sum of p log(p / q) */
+  float (*distill)(float *x, const float *t, int n, float x_log_sum, float t_log_sum, float scale);
   /* y[n] += x[n] */
   void (*add)(const float *x, float *y, size_t n);
   double (*sum_squares)(const float *x, size_t n);

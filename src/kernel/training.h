@@ -223,10 +223,9 @@ static void training_probabilities(float *x, int n, float log_sum, float scale) 
     lanes_store(x + i, count - i, scale * lanes_exp(lanes_load(x + i, count - i, 0) - log_sum));
 }
 
-/* Student logits x[n] and teacher logits t[n] -> x = scale (q - weight p) with q, p their probabilities;
+/* Student logits x[n] and teacher logits t[n] -> x = scale (q - p) with q, p their probabilities;
  * returns sum of p log(p / q) over the n. */
-static float training_distill(float *x, const float *t, int n, float x_log_sum, float t_log_sum, float scale,
-                              float weight) {
+static float training_distill(float *x, const float *t, int n, float x_log_sum, float t_log_sum, float scale) {
   size_t count = (size_t)n;
   lanes sum = lanes_fill(0);
   for (size_t i = 0; i < count; i += 16) {
@@ -237,7 +236,7 @@ static float training_distill(float *x, const float *t, int n, float x_log_sum, 
       sum = lanes_fma(p, log_p - log_q, sum);
     else
       for (size_t j = 0; j < count - i; j++) sum[j] += p[j] * (log_p[j] - log_q[j]);
-    lanes_store(x + i, count - i, scale * (lanes_exp(log_q) - weight * p));
+    lanes_store(x + i, count - i, scale * (lanes_exp(log_q) - p));
   }
   return lanes_sum(sum);
 }

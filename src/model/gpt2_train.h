@@ -126,10 +126,9 @@ void ust_gpt2_train_forward(ust_gpt2_train *model, const int32_t *ids, const int
 /* Cross-entropy with labels[tokens]; returns the sum over tokens (nats), each one's in model->loss. */
 double ust_gpt2_train_loss(ust_gpt2_train *model, const int32_t *labels);
 /* Adds to the gradients those of
- *   scale * sum over tokens of [(1 - soft) * cross-entropy(label) + soft * KL(teacher || model)].
- * After forward and loss; `teacher`, NULL when soft is 0, has run forward and loss on the same tokens.
- * Returns the sum of KL over tokens. */
-double ust_gpt2_train_backward(ust_gpt2_train *model, const int32_t *labels, float scale, float soft,
+ *   scale * sum over tokens of cross-entropy(label), or with a teacher, of KL(teacher || model).
+ * After forward and loss; a teacher has run both on the same tokens. Returns the sum of KL over tokens. */
+double ust_gpt2_train_backward(ust_gpt2_train *model, const int32_t *labels, float scale,
                                const ust_gpt2_train *teacher);
 
 /* ---- between the files of gpt2_train ---- */

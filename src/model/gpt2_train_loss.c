@@ -65,11 +65,11 @@ double ust_gpt2_train_loss(ust_gpt2_train *m, const int32_t *labels) {
 /* What the gradient of a token's logits is made of. */
 typedef struct goal {
   const int32_t *labels;
-  float scale, soft;
+  float scale;
   const ust_gpt2_train *teacher;
 } goal;
 
-/* scale (q - (1 - soft) onehot(label) - soft p), q and p the model's and the teacher's probabilities, for one block
+/* scale (q - p), q the model's probabilities, p the teacher's or 1 for the label, for one block
  * of the candidates and a block of rows; and the first of its products, with the token matrix, into d_norm. */
 static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, int first) {
   const ust_kernels *k = m->kernels;
@@ -83,10 +83,10 @@ static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, in
     int t = first + r, label = m->place[of->labels[t]] - block * UST_TRAIN_VOCAB;
     if (of->teacher)
       m->kl[t] += k->distill(row, s->wide2 + (size_t)r * UST_TRAIN_LOGITS, count, m->log_sum[t],
-                             of->teacher->log_sum[t], of->scale, of->soft);
+                             of->teacher->log_sum[t], of->scale);
     else
       k->probabilities(row, count, m->log_sum[t], of->scale);
-    if (label >= 0 && label < count) row[label] -= of->scale * (1.0f - of->soft);
+    if (!of->teacher && label >= 0 && label < count) row[label] -= of->scale;
     for (int i = count; i < back->cols; i++) row[i] = 0;
   }
   ust_left left = {.data = s->rows, .rows = rows, .inputs = back->cols};
@@ -137,9 +137,9 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
   }
 }
 
-double ust_gpt2_train_backward(ust_gpt2_train *m, const int32_t *labels, float scale, float soft,
+double ust_gpt2_train_backward(ust_gpt2_train *m, const int32_t *labels, float scale,
                                const ust_gpt2_train *teacher) {
-  goal of = {.labels = labels, .scale = scale, .soft = soft, .teacher = teacher};
+  goal of = {.labels = labels, .scale = scale, .teacher = teacher};
 #pragma omp parallel num_threads(m->threads)
   {
     vocabulary_backward(m, &of);

@@ -9,7 +9,7 @@
 
 #include "train/internal.h"
 
-enum { FREQUENT = 8192, SHARE = 8, STREAM_CANDIDATES = 4 };
+enum { FREQUENT = 4096, SHARE = 16, STREAM_CANDIDATES = 4 };
 
 typedef struct counted {
   size_t count;

@@ -72,6 +72,12 @@ typedef struct ust_train_run {
   int step;        /* steps done */
 } ust_train_run;
 
+/* ---- inherit.c ---- */
+
+/* Initial values from the teacher's, packed and unchanged by it. A draft wider than the teacher or with heads of another
+ * size keeps its random ones. */
+understudy_status ust_train_inherit(ust_train_run *run, understudy_error *err);
+
 /* ---- optimiser.c ---- */
 
 void ust_train_initialise(ust_gpt2_train *model, uint64_t seed);

@@ -12,9 +12,6 @@ enum {
   CHECKPOINT_S = 120
 };
 
-/* Distilling weighs the label and the teacher's distribution alike. */
-static const float soft = 0.5f;
-
 /* ---- opening ---- */
 
 static understudy_status check_options(const ust_train_options *o, understudy_error *err) {
@@ -82,6 +79,7 @@ static understudy_status open_run(ust_train_run *run, understudy_error *err) {
   UST_TRY(ust_candidates_open(&run->corpus, run->config.vocabulary, &run->candidates, err));
   ust_train_initialise(run->model, o->seed);
   if (o->checkpoint) UST_TRY(ust_checkpoint_read(run, err));
+  if (run->teacher && run->step == 0) UST_TRY(ust_train_inherit(run, err));
   ust_gpt2_train_pack(run->model);
   return UNDERSTUDY_OK;
 }
@@ -134,7 +132,7 @@ static bool add_gradients(ust_train_run *run, batch *b, double *loss, double *kl
     }
     ust_gpt2_train_forward(m, b->ids, b->positions, count);
     *loss += ust_gpt2_train_loss(m, b->labels);
-    *kl += ust_gpt2_train_backward(m, b->labels, (float)(1.0 / tokens), run->teacher ? soft : 0.0f, run->teacher);
+    *kl += ust_gpt2_train_backward(m, b->labels, (float)(1.0 / tokens), run->teacher);
   }
   *loss /= tokens;
   *kl = run->teacher ? *kl / tokens : NAN;

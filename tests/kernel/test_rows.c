@@ -264,13 +264,13 @@ static void distill(const ust_kernels *kernels) {
     fill_uniform(x, count, -8, 8);
     fill_uniform(t, count, -8, 8);
     memcpy(before, x, count * sizeof(float));
-    float x_log = (float)log_sum(x, n), t_log = (float)log_sum(t, n), scale = uniform(0.1f, 1), weight = uniform(0.1f, 1);
-    double got = kernels->distill(x, t, n, x_log, t_log, scale, weight), divergence = 0, sum_abs = 0;
+    float x_log = (float)log_sum(x, n), t_log = (float)log_sum(t, n), scale = uniform(0.1f, 1);
+    double got = kernels->distill(x, t, n, x_log, t_log, scale), divergence = 0, sum_abs = 0;
     for (int i = 0; i < n; i++) {
       double log_q = (double)before[i] - (double)x_log, log_p = (double)t[i] - (double)t_log;
       divergence += exp(log_p) * (log_p - log_q);
       sum_abs += exp(log_p) * (1 + fabs(log_p - log_q));
-      double want = (double)scale * (exp(log_q) - (double)weight * exp(log_p));
+      double want = (double)scale * (exp(log_q) - exp(log_p));
       CLOSE(x[i], want, 1e-5 * (exp(log_q) + exp(log_p)), "%s: distill of %d, element %d", kernels->name, n, i);
     }
     CLOSE(got, divergence, 1e-5 * sum_abs, "%s: distill of %d: divergence %.9g, expected %.9g", kernels->name, n, got, divergence);

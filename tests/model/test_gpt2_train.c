@@ -140,14 +140,14 @@ static void check_level(ust_isa isa, ust_format format, double bound, double cur
   ust_gpt2_train_loss(m, b.labels);
   compare_activations(m, bound);
   compare("", "loss", m->loss, TOKENS, bound);
-  ust_gpt2_train_backward(m, b.labels, 1.0f / TOKENS, 0, NULL);
+  ust_gpt2_train_backward(m, b.labels, 1.0f / TOKENS, NULL);
   compare_gradients(m, "gradient ", NULL, bound);
 
   load_values(teacher, "teacher ");
   ust_gpt2_train_forward(teacher, b.ids, b.positions, SEQUENCES);
   ust_gpt2_train_loss(teacher, b.labels);
   zero_gradients(m);
-  ust_gpt2_train_backward(m, b.labels, 1.0f / TOKENS, 0.5f, teacher);
+  ust_gpt2_train_backward(m, b.labels, 1.0f / TOKENS, teacher);
   compare("", "kl", m->kl, TOKENS, bound);
   compare_gradients(m, "distill ", "token_embd.weight", bound);
   compare_gradients(m, "distill ", "blk.0.attn_qkv.weight", bound);
@@ -161,7 +161,7 @@ static void check_level(ust_isa isa, ust_format format, double bound, double cur
     if (!(fabs(loss - curve[step]) <= curve_bound * curve[step]))
       fail_msg("step %d: loss %g, expected %g within a relative %g", step, loss, (double)curve[step], curve_bound);
     zero_gradients(m);
-    ust_gpt2_train_backward(m, b.labels, 1.0f / TOKENS, 0, NULL);
+    ust_gpt2_train_backward(m, b.labels, 1.0f / TOKENS, NULL);
     adamw_step(m, moments, step + 1);
     ust_gpt2_train_pack(m);
     ust_gpt2_train_candidates(m, NULL, NULL, 0);
@@ -193,7 +193,7 @@ static void test_threads(void **state) {
     load_values(m[t], "value ");
     ust_gpt2_train_forward(m[t], b.ids, b.positions, SEQUENCES);
     ust_gpt2_train_loss(m[t], b.labels);
-    ust_gpt2_train_backward(m[t], b.labels, 1.0f / TOKENS, 0, NULL);
+    ust_gpt2_train_backward(m[t], b.labels, 1.0f / TOKENS, NULL);
     assert_memory_equal(m[t]->loss, m[0]->loss, TOKENS * sizeof(float));
     assert_memory_equal(m[t]->gradients, m[0]->gradients, m[0]->size * sizeof(float));
   }
