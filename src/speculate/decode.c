@@ -203,19 +203,23 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->drafting)) {
   }
 
-  double rate = ust_planner_rate(&d->planner), expected = 0, best_expected = 0,
-         best_value = -rate * ust_cost_of(&d->planner.target_cost, 1);
+  double rate = ust_planner_rate(&d->planner), price[UST_TARGET_ROWS + 1], expected = 0, best_expected = 0;
+  for (int rows = 1; rows <= UST_TARGET_ROWS; rows++) price[rows] = rate * ust_cost_of(&d->planner.target_cost, rows);
+  double best_value = -price[1];
   int count = 1, best = 1;
   while (count < UST_TARGET_ROWS) {
     ust_node *above = &tree->nodes[nodes[count - 1]];
     if (text && above->draft_node < 0) ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->drafting);
     int node = best_leaf(tree, deepest, &d->planner.shape);
     if (node < 0) break;
+    float reach = tree->nodes[node].reach;
+    bool fixed = d->planner.shape.length > 0;
+    if (!fixed && !ust_planner_hopes(price, count, UST_TARGET_ROWS, expected, (double)reach, best_value)) break;
     tree->nodes[node].row = count;
     nodes[count++] = node;
-    expected += tree->nodes[node].reach;
-    double value = expected - rate * ust_cost_of(&d->planner.target_cost, count);
-    if (value > best_value || d->planner.shape.length) {
+    expected += reach;
+    double value = expected - price[count];
+    if (value > best_value || fixed) {
       best_value = value;
       best_expected = expected;
       best = count;

@@ -109,27 +109,41 @@ static int known_after(const ust_tree *tree, int node) {
   return ust_planner_known(chance);
 }
 
+/* What a further row of the target's pass costs, in tokens: by and by each node evaluated brings about one. */
+static double row_price(const ust_draft_stage *stage, const ust_tree *tree) {
+  enum { NEXT = 8 };
+  const ust_planner *planner = stage->planner;
+  int rows = 1;
+  for (int i = 0; i < tree->count; i++) rows += tree->nodes[i].draft_node >= 0;
+  rows = UST_MIN(rows, UST_TARGET_ROWS - NEXT);
+  double seconds = ust_cost_of(&planner->target_cost, rows + NEXT) - ust_cost_of(&planner->target_cost, rows);
+  return ust_planner_rate(planner) * seconds / NEXT;
+}
+
 /* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. What
  * evaluating a node brings is the chance to get there times the chance that the target's choice will be in its pass
- * thanks to the draft alone, which is small where the text stage knows it. */
+ * thanks to the draft alone, which is small where the text stage knows it; and that costs the target's pass a row. */
 static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
-  bool chosen[UST_TREE_CAPACITY] = {false};
-  double rate = ust_planner_rate(planner), gain = 0, best_value = 0;
-  int room = UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing;
+  bool chosen[UST_TREE_CAPACITY] = {false}, fixed = planner->shape.length > 0;
+  double rate = ust_planner_rate(planner), row = row_price(stage, tree), price[UST_DRAFT_ROWS + 1], gain = 0, best_value = 0;
+  int most = UST_MIN(UST_DRAFT_ROWS, UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing);
   int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;
-  while (count < UST_MIN(UST_DRAFT_ROWS, room)) {
+  for (int rows = 1; rows <= most; rows++) price[rows] = rate * ust_cost_of(&planner->draft_cost, missing + rows);
+  while (count < most) {
     int node = best_open(tree, chosen, deepest, &planner->shape);
     if (node < 0) break;
+    ust_node *n = &tree->nodes[node];
+    double reach = (double)n->reach;
+    if (!fixed && !ust_planner_hopes(price, count, most, gain, reach - row, best_value)) break;
     chosen[node] = true;
     chosen_nodes[count++] = node;
     if (text) ust_text_propose(text, tree, node, history, sampling);
-    ust_node *n = &tree->nodes[node];
     n->known = (int8_t)known_after(tree, node);
-    gain += n->reach * ust_record_chance(&planner->draft_adds[n->known], 1);
-    double value = gain - rate * ust_cost_of(&planner->draft_cost, missing + count);
-    if (value > best_value || planner->shape.length) {
+    gain += (reach - row) * (double)ust_record_chance(&planner->draft_adds[n->known], 1);
+    double value = gain - price[count];
+    if (value > best_value || fixed) {
       best_value = value;
       best = count;
     }

@@ -68,6 +68,12 @@ void ust_planner_init(ust_planner *p) {
     }
 }
 
+bool ust_planner_hopes(const double *price, int count, int most, double expected, double reach, double best) {
+  for (int n = count + 1; n <= most; n++)
+    if (expected + reach * (n - count) - price[n] > best) return true;
+  return false;
+}
+
 double ust_planner_rate(const ust_planner *p) {
   double plain = ust_cost_of(&p->target_cost, 1);
   double rate = p->seconds > 0 ? p->tokens / p->seconds : 0;

@@ -44,6 +44,9 @@ typedef struct ust_planner {
 } ust_planner;
 
 void ust_planner_init(ust_planner *planner);
+/* Whether, after `count` rows of `expected` tokens together, any number of rows up to `most` could be worth more than
+ * `best`: each further row brings at most `reach`. price[n]: what n rows cost, in tokens. */
+bool ust_planner_hopes(const double *price, int count, int most, double expected, double reach, double best);
 /* Tokens a second is worth. */
 double ust_planner_rate(const ust_planner *planner);
 void ust_planner_observe_step(ust_planner *planner, int tokens, double seconds);
