@@ -70,18 +70,18 @@ static void flatten(ust_cost *cost) {
   for (int i = cost->points - 1; i > 0; i--) cost->seconds[i - 1] = UST_MIN(cost->seconds[i - 1], cost->seconds[i]);
 }
 
-bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, bool again, ust_pass_fn pass, void *user,
+bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget) {
   double spent = 0;
-  bool wanted[UST_COST_POINTS], changed = false;
+  bool changed = false;
   assert(count <= UST_COST_POINTS);
-  for (int i = 0; i < count; i++) wanted[i] = order[i] <= most && (again || known_seconds(cost, order[i]) == 0);
   for (int repeat = 0; repeat < 3; repeat++) /* the first warms up */
     for (int i = 0; i < count; i++) {
-      if (!wanted[i] || (spent > budget && cost->points >= 2)) continue;
+      double known = known_seconds(cost, order[i]);
+      if (order[i] > most || (known > 0 && repeat == 0) || (spent > budget && cost->points >= 2)) continue;
       uint64_t start = ust_clock_ns();
       pass(user, order[i]);
-      double seconds = (double)(ust_clock_ns() - start) * 1e-9, known = known_seconds(cost, order[i]);
+      double seconds = (double)(ust_clock_ns() - start) * 1e-9;
       spent += seconds;
       if (known > 0 && known <= seconds) continue;
       ust_cost_add(cost, order[i], seconds);

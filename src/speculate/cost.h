@@ -30,11 +30,10 @@ void ust_cost_fade(ust_cost *cost);
 /* Does one pass of so many rows. */
 typedef void (*ust_pass_fn)(void *user, int rows);
 
-/* Times passes of the row counts order[0 … count-1] the curve lacks, those above `most` left out: until it has two
- * points at least, others while `budget` seconds last, each again while they last. With `again` also those it has, of
- * which the smaller value stays: what was measured while the machine was busy is not believed for ever. True: the
- * curve is another one. */
-bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, bool again, ust_pass_fn pass, void *user,
+/* Times passes of the row counts order[0 … count-1], those above `most` left out: those the curve lacks until it has two
+ * points at least and while `budget` seconds last, then all again while they last. Of two measurements the smaller stays:
+ * what was measured while the machine was busy is not believed for ever. True: the curve is another one. */
+bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget);
 
 /* ---- the file ---- */

@@ -73,13 +73,13 @@ static void find_costs(ust_decoder *d) {
   ust_cost *cost = &d->planner.target_cost;
   ust_cost_key(o->target, o->isa, "target", key);
   ust_cost_load(cost, o->cache, key);
-  if (ust_cost_measure(cost, target_rows, 6, o->context, true, time_target, d, 0.1))
+  if (ust_cost_measure(cost, target_rows, 6, o->context, time_target, d, 0.1))
     ust_cost_save(cost, o->cache, key);
   if (o->draft) {
     cost = &d->planner.draft_cost;
     ust_cost_key(o->draft, o->isa, d->drafting.temperature > 0 ? "draft, sampled" : "draft", key);
     ust_cost_load(cost, o->cache, key);
-    if (ust_cost_measure(cost, draft_rows, 5, ust_model_config(o->draft)->context, true, time_draft, d, 0.03))
+    if (ust_cost_measure(cost, draft_rows, 5, ust_model_config(o->draft)->context, time_draft, d, 0.03))
       ust_cost_save(cost, o->cache, key);
   }
   ust_decoder_reset_stats(d);
