@@ -10,6 +10,7 @@ typedef uint16_t activation;
 static inline activation to_activation(float x) {
   return ust_f32_to_bf16(x);
 }
+typedef int8_t integer;
 #include "kernel/rows.h"
 #include "kernel/training.h"
 #include "kernel/bf16_layout.h"

@@ -1,9 +1,9 @@
 /* Products with quantised matrices, for amx.c: few rows by vnni.h, more on tiles of integer sums (TDPBSSD).
  *
- * A tile of weights is a block of 32 inputs of 16 columns, 8 rows of 4 inputs; 16 or 12 rows of integers are two tiles
- * of bytes, upper and lower. A block's two tiles of weights (a panel's strips) meet one group of rows after the other.
- * A product waits in its tiles while the other strip's is made, goes to the first-level cache, and is put together,
- * scaled and added to its rows' sums while the one after is made. */
+ * A tile of weights is a block of 32 inputs of 16 columns, 8 rows of 4 inputs; 16 or 12 rows of integers are a tile.
+ * A block's two tiles of weights (a panel's strips) meet one group of rows after the other. The two products of a group
+ * wait in their tiles while the next ones are made, go to the first-level cache, and are scaled and added to their
+ * rows' sums while the ones after are made. */
 #ifndef UST_KERNEL_AMX_INTEGERS_H
 #define UST_KERNEL_AMX_INTEGERS_H
 
@@ -11,7 +11,7 @@
 
 enum { MOST_GROUPS = 4 /* of rows that meet a block one after the other: their sums stay in the first-level cache */ };
 
-/* Tiles 0 and 1: products of the left strip with upper and lower bytes, 2 and 3: of the right one; 4, 5: integers;
+/* Tiles 0 and 1: products of the left and the right strip, 2 and 3: those of every second group; 4, 5: integers;
  * 6, 7: weights. */
 static void configure_integers(int rows) {
   tile_config config __attribute__((aligned(64))) = {.palette = 1};
@@ -36,21 +36,23 @@ ALWAYS_INLINE void ask(requests *q) {
   }
 }
 
-/* A product of a group of rows with a block of one strip, and what becomes of it. */
+/* The products of a group of rows with a block of a panel's strips, and what becomes of them. */
 typedef struct made {
-  block_scales of;
+  block_scales of[2];
   const int32_t *negative;
+  const float *scale;
   float *c; /* [height][UST_PANEL] */
 } made;
 
-ALWAYS_INLINE void add_product(ust_format format, int height, int32_t part[2][16][16], const made *p) {
+ALWAYS_INLINE void add_products(ust_format format, int height, int32_t part[2][16][16], const made *p) {
 #pragma GCC unroll 16
-  for (int r = 0; r < height; r++) {
-    __m512i upper = _mm512_load_si512((const void *)part[0][r]);
-    __m512i t = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), _mm512_load_si512((const void *)part[1][r]));
-    float *c = p->c + r * UST_PANEL;
-    _mm512_store_ps(c, add_block(format, _mm512_load_ps(c), t, p->of, p->negative + r));
-  }
+  for (int r = 0; r < height; r++)
+#pragma GCC unroll 2
+    for (int s = 0; s < 2; s++) {
+      float *c = p->c + r * UST_PANEL + s * STRIP;
+      __m512i t = _mm512_load_si512((const void *)part[s][r]);
+      _mm512_store_ps(c, add_block(format, _mm512_load_ps(c), t, p->of[s], p->negative + r, p->scale + r));
+    }
 }
 
 /* A pair's blocks of four bits as tiles of bytes with a sign (Q4K's have none). */
@@ -70,9 +72,11 @@ ALWAYS_INLINE void widen(ust_format format, const char *pair, char *tiles) {
 ALWAYS_INLINE void tile_panel(ust_format format, int height, const ust_matrix *w, int panel, const integers *x, int row,
                               int groups, far_streams far, float c[][UST_PANEL]) {
   char wide[2][2][16 * Q_LINE] __attribute__((aligned(64))); /* of this pair and the next */
-  int32_t part[2][2][16][16] __attribute__((aligned(64))); /* of the left and the right strip */
-  made in_tiles = {0}, in_part[2] = {0};
-  const size_t head = quantised_head(format, w->cols), pair = quantised_pair(format), lines = (size_t)height * Q_LINE;
+  int32_t part[2][2][16][16] __attribute__((aligned(64))); /* of groups in turn, of the left and the right strip */
+  made in_tiles = {0}, in_part = {0};
+  int turn = 0;
+  const size_t head = quantised_head(format, w->cols), pair = quantised_pair(format);
+  const size_t lines = (size_t)height * UST_BLOCK;
   const char *strip[2] = {strip_of(w, 2 * panel), strip_of(w, 2 * panel + 1)};
   const char *pairs[2] = {strip[0] + head, strip[1] + head};
   memset(c[0], 0, (size_t)groups * (size_t)height * sizeof *c);
@@ -92,42 +96,46 @@ ALWAYS_INLINE void tile_panel(ust_format format, int height, const ust_matrix *w
                                 scales_of(format, strip[1], pairs[1] + (size_t)(b % 2) * 32, b)};
     for (int g = 0; g < groups; g++) {
       const size_t first = integers_line(x, row + g * height) + (size_t)b * (size_t)height;
-      const char *line = x->lines + first * Q_LINE;
-      float *to = c[g * height];
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_loadd(4, line, Q_LINE);
-      _tile_dpbssd(0, 4, 6);
-      _tile_loadd(5, line + UST_BLOCK, Q_LINE);
-      _tile_dpbssd(1, 5, 6);
-      if (in_tiles.c) {
-        _tile_stored(2, part[1][0][0], 64);
-        _tile_stored(3, part[1][1][0], 64);
-      }
-      for (size_t l = 0; l < lines; l += Q_LINE) _mm_prefetch(line + 2 * lines + l, _MM_HINT_T0);
+      const integer *line = x->lines + first * UST_BLOCK;
+#define MAKE(left, right, rows_tile, made_left, made_right, to)                                                        \
+  do {                                                                                                                 \
+    _tile_zero(left);                                                                                                  \
+    _tile_loadd(rows_tile, line, UST_BLOCK);                                                                           \
+    _tile_dpbssd(left, rows_tile, 6);                                                                                  \
+    _tile_zero(right);                                                                                                 \
+    _tile_dpbssd(right, rows_tile, 7);                                                                                 \
+    if (in_tiles.c) {                                                                                                  \
+      _tile_stored(made_left, (to)[0][0], 64);                                                                         \
+      _tile_stored(made_right, (to)[1][0], 64);                                                                        \
+    }                                                                                                                  \
+  } while (0)
+      if (turn)
+        MAKE(2, 3, 5, 0, 1, part[0]);
+      else
+        MAKE(0, 1, 4, 2, 3, part[1]);
+#undef MAKE
+      for (size_t l = 0; l < lines; l += Q_LINE) _mm_prefetch((const char *)line + 2 * lines + l, _MM_HINT_T0);
       ask(&near);
-      if (in_part[0].c) add_product(format, height, part[0], &in_part[0]);
-      in_part[1] = in_tiles;
-      in_tiles = (made){of[0], x->sums + first, to};
-      _tile_zero(2);
-      _tile_zero(3);
-      _tile_dpbssd(2, 4, 7);
-      _tile_dpbssd(3, 5, 7);
-      _tile_stored(0, part[0][0][0], 64);
-      _tile_stored(1, part[0][1][0], 64);
       far_request(&far, g, groups);
-      if (in_part[1].c) add_product(format, height, part[1], &in_part[1]);
-      in_part[0] = in_tiles;
-      in_tiles = (made){of[1], x->sums + first, to + STRIP};
+      if (in_part.c) add_products(format, height, part[turn], &in_part);
+      in_part = in_tiles;
+      in_tiles = (made){{of[0], of[1]}, x->sums + first, x->scales + first, c[g * height]};
+      turn = !turn;
     }
     far_advance(&far);
     if (b % 2)
       for (int s = 0; s < 2; s++) pairs[s] += pair;
   }
-  _tile_stored(2, part[1][0][0], 64);
-  _tile_stored(3, part[1][1][0], 64);
-  add_product(format, height, part[0], &in_part[0]);
-  add_product(format, height, part[1], &in_tiles);
+  if (in_part.c) add_products(format, height, part[turn], &in_part);
+  if (turn) {
+    _tile_stored(0, part[0][0][0], 64);
+    _tile_stored(1, part[0][1][0], 64);
+    add_products(format, height, part[0], &in_tiles);
+  } else {
+    _tile_stored(2, part[1][0][0], 64);
+    _tile_stored(3, part[1][1][0], 64);
+    add_products(format, height, part[1], &in_tiles);
+  }
 }
 
 #define TILE_PANEL(format)                                                                                             \
@@ -151,8 +159,6 @@ static void tile_rows(const product *m, int panel, const integers *x, int rows) 
     } else {
       TILE_PANEL(UST_FORMAT_Q4K);
     }
-    for (int r = 0; r < count; r++)
-      for (int i = 0; i < UST_PANEL; i++) c[r][i] *= x->scales[row + r];
     finish(m, panel, row, count, c);
   }
 }

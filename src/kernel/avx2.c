@@ -28,6 +28,7 @@ enum {
   MOST_ROWS = 16 * GROUP /* rows that share one widening */
 };
 
+typedef int16_t integer;
 #include "kernel/quantised.h"
 
 /* ---- matrices ---- */

@@ -51,7 +51,7 @@ ALWAYS_INLINE void eight_sums(ust_format format, const char *strip, size_t head,
       quad_lanes(format, lines, quad, &even, &odd);
       for (int r = 0; r < rows; r++) {
         int32_t pairs[2];
-        memcpy(pairs, x->lines + at[r] * Q_LINE + quad * 8, sizeof pairs);
+        memcpy(pairs, x->lines + at[r] * UST_BLOCK + quad * 4, sizeof pairs);
         t[r] = _mm256_add_epi32(t[r], _mm256_madd_epi16(even, _mm256_set1_epi32(pairs[0])));
         t[r] = _mm256_add_epi32(t[r], _mm256_madd_epi16(odd, _mm256_set1_epi32(pairs[1])));
       }
@@ -65,14 +65,16 @@ ALWAYS_INLINE void eight_sums(ust_format format, const char *strip, size_t head,
       scale = f16_lanes(scales + column * 2);
     }
     for (int r = 0; r < rows; r++) {
-      sum[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(t[r]), sum[r]);
+      const __m256 of_row = _mm256_set1_ps(x->scales[at[r]]);
+      sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, of_row), _mm256_cvtepi32_ps(t[r]), sum[r]);
       if (format == UST_FORMAT_Q4K)
-        sum[r] = _mm256_fmadd_ps(minimum, _mm256_cvtepi32_ps(_mm256_set1_epi32(x->sums[at[r]])), sum[r]);
+        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(minimum, of_row), _mm256_cvtepi32_ps(_mm256_set1_epi32(x->sums[at[r]])),
+                                 sum[r]);
       at[r] += (size_t)x->height;
     }
   }
   for (int r = 0; r < rows; r++)
-    _mm256_store_ps(c + (size_t)r * UST_PANEL + column, _mm256_mul_ps(sum[r], _mm256_set1_ps(x->scales[row + r])));
+    _mm256_store_ps(c + (size_t)r * UST_PANEL + column, sum[r]);
 }
 
 ALWAYS_INLINE void strip_sums(ust_format format, const char *strip, size_t head, const integers *x, int row, int rows,

@@ -6,6 +6,7 @@ typedef float activation;
 static inline activation to_activation(float x) {
   return x;
 }
+typedef int8_t integer;
 #include "kernel/rows.h"
 #include "kernel/training.h"
 

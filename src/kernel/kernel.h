@@ -16,7 +16,7 @@ typedef enum ust_isa { UST_ISA_SCALAR, UST_ISA_AVX2, UST_ISA_AVX512, UST_ISA_AMX
 
 /* How a matrix is kept in memory. The quantised ones are GGUF's: Q8 is Q8_0 (32 int8 with one f16 scale), Q4 is Q4_0
  * (32 integers of 4 bits with one f16 scale), Q4K is Q4_K (256 of 4 bits; 8 scales and minima of 6 bits with one f16
- * scale each). Their values are exactly what the file says. Products with them take rows of 16-bit integers made by
+ * scale each). Their values are exactly what the file says. Products with them take rows of 8-bit integers made by
  * integers(), and have the same bits at every level for the same rows.
  * F32 exists at the scalar level only (reference tests). */
 typedef enum ust_format { UST_FORMAT_BF16, UST_FORMAT_Q8, UST_FORMAT_F32, UST_FORMAT_Q4, UST_FORMAT_Q4K } ust_format;
@@ -97,7 +97,7 @@ typedef struct ust_kernels {
 
   /* Rows [row, row_end) of x: activation [rows, x_stride] as the integers that products of all `rows` rows with a
    * quantised matrix take: integers_bytes(), 64-byte aligned. Different rows may be done by different threads. A value
-   * changes by at most 1/65000 of its row's largest magnitude; where one is NaN or infinite, products are NaN. */
+   * changes by at most 1/253 of the largest magnitude of its 32; where one is NaN or infinite, products are NaN. */
   size_t (*integers_bytes)(int rows, int cols);
   void (*integers)(const void *x, size_t x_stride, int rows, int cols, int row, int row_end, void *out);
 

@@ -1,9 +1,9 @@
 /* Quantised matrices and the integers they are multiplied with, for every level's file.
  *
- * A row of activations becomes 16-bit integers with one scale; a block of 32 inputs of it and of a weight then has an
- * integer sum, exact in any order, and only what follows is rounded: sum * scale of the weights (less the sum of the
- * integers times Q4K's minimum), added block after block, the whole times the row's scale. So every level, and every
- * number of rows, gives the same bits for the same x.
+ * 32 activations of a row become integers of -127 to 127 with one scale, as GGUF's Q8_0 keeps weights; a block of 32
+ * inputs of them and of a weight then has an integer sum, exact in any order, and only what follows is rounded: sum *
+ * (scale of the weights * scale of the activations), for Q4K less the sum of the integers times its minimum, added block
+ * after block. So every level, and every number of rows, gives the same bits for the same x.
  *
  * Weights: strips of 16 output columns; a strip is a head and a run of pairs of blocks. A pair is 64 bytes of scales,
  * [2][16] f16 (Q4K: [2] times 16 scales and 16 minima of 6 bits, a byte each), then [2][lines] of 64 bytes: a line
@@ -11,8 +11,8 @@
  * halves of its bytes and inputs 16 + 4k... in the high ones. The head is empty but for Q4K: for each 256 inputs [16]
  * f16 scales, [16] f16 minima. Bytes a weight: Q8 1.0625, Q4 0.5625, Q4K 0.578.
  *
- * Rows: groups of up to 16, [group][block][height rows] lines of 64 bytes, whose order is the level's; then as many
- * sums, each the negative of its block's; then a scale for each row. Rows that only fill a group are zeros. */
+ * Rows: groups of up to 16, [group][block][height rows] lines of 32 integers, in the type and order of the level; then
+ * for each line the negative of its sum; then for each its scale. Rows that only fill a group are zeros. */
 #ifndef UST_KERNEL_QUANTISED_H
 #define UST_KERNEL_QUANTISED_H
 
@@ -116,10 +116,10 @@ static void quantised_unpack_row(const ust_matrix *m, int row, float *out) {
 
 /* ---- rows ---- */
 
-/* Where what belongs to `rows` rows of integers lies. */
+/* Where what belongs to `rows` rows of integers lies. The level's file says what an `integer` is. */
 typedef struct integers {
   int height, groups, blocks;
-  char *lines;
+  integer *lines;
   int32_t *sums;
   float *scales;
 } integers;
@@ -137,25 +137,23 @@ static inline integers integers_at(void *data, int rows, int cols) {
   integers x = integers_shape(rows, cols);
   size_t lines = (size_t)x.groups * (size_t)x.height * (size_t)x.blocks;
   x.lines = data;
-  x.sums = (int32_t *)(void *)(x.lines + lines * Q_LINE);
+  x.sums = (int32_t *)(void *)(x.lines + lines * UST_BLOCK);
   x.scales = (float *)(void *)(x.sums + lines);
   return x;
 }
-/* Line (and sum) of a row's first block; the next block's is x->height further on. */
+/* Line (sum, scale) of a row's first block; the next block's is x->height further on. */
 static inline size_t integers_line(const integers *x, int row) {
   return (size_t)(row / x->height) * (size_t)x->blocks * (size_t)x->height + (size_t)(row % x->height);
 }
 
 static __attribute__((unused)) size_t integers_bytes(int rows, int cols) {
   integers x = integers_shape(rows, cols);
-  size_t all = (size_t)x.groups * (size_t)x.height;
-  return UST_ROUND_UP(all * (size_t)x.blocks * (Q_LINE + sizeof *x.sums) + all * sizeof *x.scales, 64);
+  size_t lines = (size_t)x.groups * (size_t)x.height * (size_t)x.blocks;
+  return UST_ROUND_UP(lines * (UST_BLOCK * sizeof *x.lines + sizeof *x.sums + sizeof *x.scales), 64);
 }
 
-enum { INTEGER_MOST = 32512 /* 127 * 256: both bytes signed */ };
-
-/* The scale of a row whose largest magnitude has these bits, and its inverse. A row too small to invert counts as
- * zeros; infinite ones and NaN make every product NaN. */
+/* The scale of a block whose largest magnitude has these bits, and its inverse. A block too small to invert counts as
+ * zeros; infinite values and NaN make every product NaN. */
 static inline float integers_scale(uint32_t most, float *inverse) {
   union {
     uint32_t u;
@@ -164,41 +162,43 @@ static inline float integers_scale(uint32_t most, float *inverse) {
   *inverse = 0;
   if (bits.u >= 0x7f800000u) return NAN;
   if (bits.f < 0x1p-100f) return 0;
-  *inverse = INTEGER_MOST / bits.f;
-  return bits.f / INTEGER_MOST;
+  *inverse = 127 / bits.f;
+  return bits.f / 127;
 }
 
-/* Rows of f32 as 16 bits an integer, four and four in this order: lane order[i] of a line's quad is its i-th input. */
+/* A block of up to 32 f32 values as integers: lane order[i] of each four is their i-th input. Returns their sum. */
+static inline int32_t integers_of_block(const float *x, int count, integer *line, float *scale, const int order[4]) {
+  uint32_t most = 0;
+  int32_t sum = 0;
+  float inverse;
+  union {
+    float f;
+    uint32_t u;
+    int32_t i;
+  } bits;
+  for (int i = 0; i < count; i++) {
+    bits.f = x[i];
+    most = UST_MAX(most, bits.u & 0x7fffffffu);
+  }
+  *scale = integers_scale(most, &inverse);
+  for (int i = 0; i < UST_BLOCK; i++) {
+    bits.f = (i < count && inverse != 0 ? x[i] * inverse : 0) + 0x1.8p23f; /* to the nearest integer */
+    int32_t value = bits.i - 0x4b400000;
+    line[i / 4 * 4 + order[i % 4]] = (integer)value;
+    sum += value;
+  }
+  return sum;
+}
+
 static __attribute__((unused)) void integers_of_floats(const void *x, size_t x_stride, int rows, int cols, int row,
                                                        int row_end, void *out, const int order[4]) {
   integers to = integers_at(out, rows, cols);
   for (int r = row; r < row_end; r++) {
     const float *from = (const float *)x + (size_t)r * x_stride;
-    uint32_t most = 0;
-    float inverse;
-    for (int k = 0; k < cols; k++) {
-      union {
-        float f;
-        uint32_t u;
-      } bits = {.f = from[k]};
-      most = UST_MAX(most, bits.u & 0x7fffffffu);
-    }
-    to.scales[r] = integers_scale(most, &inverse);
-    for (int b = 0; b < to.blocks; b++) {
-      size_t at = integers_line(&to, r) + (size_t)b * (size_t)to.height;
-      int16_t *line = (int16_t *)(void *)(to.lines + at * Q_LINE);
-      int32_t sum = 0;
-      for (int i = 0; i < UST_BLOCK; i++) {
-        bool empty = inverse == 0 || b * UST_BLOCK + i >= cols;
-        union {
-          float f;
-          int32_t i;
-        } rounded = {.f = (empty ? 0 : from[b * UST_BLOCK + i] * inverse) + 0x1.8p23f}; /* to the nearest integer */
-        int32_t value = rounded.i - 0x4b400000;
-        line[i / 4 * 4 + order[i % 4]] = (int16_t)value;
-        sum += value;
-      }
-      to.sums[at] = -sum;
+    size_t at = integers_line(&to, r);
+    for (int b = 0; b < to.blocks; b++, at += (size_t)to.height) {
+      int count = UST_MAX(0, UST_MIN(UST_BLOCK, cols - b * UST_BLOCK));
+      to.sums[at] = -integers_of_block(from + b * UST_BLOCK, count, to.lines + at * UST_BLOCK, &to.scales[at], order);
     }
   }
 }

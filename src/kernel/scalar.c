@@ -1,12 +1,13 @@
 /* The scalar level: portable C, the reference every other level is tested against. Activations, keys and values
  * are f32. A matrix is kept as f32 panels [panel][col][32], its values already rounded to what its format holds;
- * quantised ones as in quantised.h, whose lines of integers here are a block's 32 as 16 bits each. */
+ * quantised ones as in quantised.h. */
 #include "kernel/kernel.h"
 
 typedef float activation;
 static inline activation to_activation(float x) {
   return x;
 }
+typedef int8_t integer;
 #include "kernel/rows.h"
 #include "kernel/training.h"
 #include "kernel/quantised.h"
@@ -64,12 +65,12 @@ static void column_sums(const ust_matrix *w, int column, const integers *x, int 
     if (w->format == UST_FORMAT_Q4K) scale *= (float)run.scale_part;
     for (int r = 0; r < rows; r++) {
       size_t at = integers_line(x, row + r) + (size_t)b * (size_t)x->height;
-      const int16_t *line = (const int16_t *)(const void *)(x->lines + at * Q_LINE);
+      const integer *line = x->lines + at * UST_BLOCK;
       float *sum = &sums[(size_t)r * UST_PANEL];
       int32_t t = 0;
       for (int i = 0; i < UST_BLOCK; i++) t += line[i] * q[i];
-      *sum = fmaf(scale, (float)t, *sum);
-      if (w->format == UST_FORMAT_Q4K) *sum = fmaf(minimum, (float)x->sums[at], *sum);
+      *sum = fmaf(scale * x->scales[at], (float)t, *sum);
+      if (w->format == UST_FORMAT_Q4K) *sum = fmaf(minimum * x->scales[at], (float)x->sums[at], *sum);
     }
   }
 }
@@ -83,11 +84,9 @@ static void matmul_quantised(const ust_matrix *w, int panel, int panel_end, void
       integers x = integers_at(integer_rows, rows, w->cols);
       int count = UST_MIN(GROUP, rows - r0);
       for (int i = 0; i < UST_PANEL; i++) column_sums(w, p * UST_PANEL + i, &x, r0, count, sums[0] + i);
-      for (int r = 0; r < count; r++) {
-        for (int i = 0; i < UST_PANEL; i++) sums[r][i] *= x.scales[r0 + r];
+      for (int r = 0; r < count; r++)
         row_finish(sums[r], bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y,
                    (size_t)(r0 + r) * y_stride + (size_t)p * UST_PANEL);
-      }
     }
 }
 

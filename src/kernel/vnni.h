@@ -1,6 +1,5 @@
 /* Products with quantised matrices on 512-bit vectors (VPDPBUSD: unsigned by signed bytes, four to a sum), for any
- * number of rows at the avx512 level and few at the amx level. Layouts: quantised.h. A line of rows of integers is the
- * upper bytes of a block's 32 integers, then the lower ones, both signed: x = 256 upper + lower.
+ * number of rows at the avx512 level and few at the amx level. Layouts: quantised.h.
  *
  * The weights are made unsigned by adding 128 or 8 (Q4K's are), which the negative sum of the block's integers, as the
  * first term, takes away again. */
@@ -19,41 +18,28 @@ ALWAYS_INLINE __m512 activation_lanes(const activation *x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)x)), 16));
 }
 
-static uint32_t row_most(const activation *x, int n) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-  for (int k = 0; k < n; k += 32)
-    for (int i = 0; i < 2; i++)
-      most[i] = _mm512_max_epi32(
-          most[i], _mm512_and_si512(_mm512_castps_si512(activation_lanes(x + k + 16 * i)), magnitude));
-  return (uint32_t)_mm512_reduce_max_epi32(_mm512_max_epi32(most[0], most[1]));
-}
-
 static void vnni_integers(const void *x, size_t x_stride, int rows, int cols, int row, int row_end, void *out) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   integers to = integers_at(out, rows, cols);
   int n = UST_ROUND_UP(cols, UST_BLOCK);
   for (int r = row; r < (row_end == rows ? to.groups * to.height : row_end); r++) {
     const activation *from = (const activation *)x + (size_t)r * x_stride;
     size_t at = integers_line(&to, r);
-    float inverse = 0;
-    to.scales[r] = r < rows ? integers_scale(row_most(from, n), &inverse) : 0;
     for (int b = 0; b < to.blocks; b++, at += (size_t)to.height) {
-      __m512i *line = (__m512i *)(void *)(to.lines + at * Q_LINE);
-      if (inverse == 0 || b * UST_BLOCK >= n) {
-        _mm512_store_si512(line, _mm512_setzero_si512());
-        to.sums[at] = 0;
-        continue;
-      }
-      __m512 factor = _mm512_set1_ps(inverse);
-      __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(activation_lanes(from + b * UST_BLOCK), factor));
-      __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(activation_lanes(from + b * UST_BLOCK + 16), factor));
-      __m512i half = _mm512_set1_epi32(128); /* the lower byte is signed */
-      __m128i *part = (__m128i *)line;
-      _mm_store_si128(part, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(low, half), 8)));
-      _mm_store_si128(part + 1, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(high, half), 8)));
-      _mm_store_si128(part + 2, _mm512_cvtepi32_epi8(low));
-      _mm_store_si128(part + 3, _mm512_cvtepi32_epi8(high));
-      to.sums[at] = -_mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+      __m128i *line = (__m128i *)(void *)(to.lines + at * UST_BLOCK);
+      const bool empty = r >= rows || b * UST_BLOCK >= n;
+      const __m512 low = empty ? _mm512_setzero_ps() : activation_lanes(from + b * UST_BLOCK);
+      const __m512 high = empty ? _mm512_setzero_ps() : activation_lanes(from + b * UST_BLOCK + 16);
+      __m512i most = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(low), magnitude),
+                                      _mm512_and_si512(_mm512_castps_si512(high), magnitude));
+      float inverse;
+      to.scales[at] = integers_scale((uint32_t)_mm512_reduce_max_epi32(most), &inverse);
+      __mmask16 any = inverse == 0 ? 0 : 0xffff;
+      __m512i left = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(low, _mm512_set1_ps(inverse)));
+      __m512i right = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(high, _mm512_set1_ps(inverse)));
+      _mm_store_si128(line, _mm512_cvtepi32_epi8(left));
+      _mm_store_si128(line + 1, _mm512_cvtepi32_epi8(right));
+      to.sums[at] = -_mm512_reduce_add_epi32(_mm512_add_epi32(left, right));
     }
   }
 }
@@ -79,10 +65,13 @@ ALWAYS_INLINE block_scales scales_of(ust_format format, const char *strip, const
                         _mm512_mul_ps(f16_lanes(both + 32), byte_lanes(from + 16))};
 }
 
-/* sum + scale * t (- minimum * the block's sum of integers) */
-ALWAYS_INLINE __m512 add_block(ust_format format, __m512 sum, __m512i t, block_scales s, const int32_t *negative) {
-  sum = _mm512_fmadd_ps(s.scale, _mm512_cvtepi32_ps(t), sum);
-  if (format == UST_FORMAT_Q4K) sum = _mm512_fmadd_ps(s.minimum, _mm512_cvtepi32_ps(_mm512_set1_epi32(*negative)), sum);
+/* sum + scale * t (- minimum * the line's sum of integers), for a line of a row with this scale */
+ALWAYS_INLINE __m512 add_block(ust_format format, __m512 sum, __m512i t, block_scales s, const int32_t *negative,
+                               const float *scale) {
+  const __m512 of_row = _mm512_set1_ps(*scale);
+  sum = _mm512_fmadd_ps(_mm512_mul_ps(s.scale, of_row), _mm512_cvtepi32_ps(t), sum);
+  if (format == UST_FORMAT_Q4K)
+    sum = _mm512_fmadd_ps(_mm512_mul_ps(s.minimum, of_row), _mm512_cvtepi32_ps(_mm512_set1_epi32(*negative)), sum);
   return sum;
 }
 
@@ -94,7 +83,7 @@ ALWAYS_INLINE __m512i quad_lanes(ust_format format, const char *lines, int quad)
   return _mm512_and_si512(line, _mm512_set1_epi8(15));
 }
 
-ALWAYS_INLINE __m512i four_bytes(const char *from) {
+ALWAYS_INLINE __m512i four_bytes(const integer *from) {
   int32_t bytes;
   memcpy(&bytes, from, sizeof bytes);
   return _mm512_set1_epi32(bytes);
@@ -139,20 +128,17 @@ ALWAYS_INLINE void vnni_sums(ust_format format, int strips, int rows, const char
     for (int r = 0; r < rows; r++) sum[s][r] = _mm512_setzero_ps();
   }
   for (int b = 0; b < x->blocks; b++) {
-    const char *line = x->lines + (first + (size_t)b * height) * Q_LINE;
-    const int32_t *negative = x->sums + first + (size_t)b * height;
+    const size_t at = first + (size_t)b * height;
+    const integer *line = x->lines + at * UST_BLOCK;
     const size_t scales = (size_t)(b % 2) * 32;
     const size_t lines = Q_LINE + (size_t)(b % 2) * (size_t)quantised_lines(format) * Q_LINE;
-    __m512i upper[STRIPS][UST_INTEGER_FEW], lower[STRIPS][UST_INTEGER_FEW];
+    __m512i t[STRIPS][UST_INTEGER_FEW];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
       __m512i start = _mm512_setzero_si512();
-      if (format != UST_FORMAT_Q4K) start = _mm512_slli_epi32(_mm512_set1_epi32(negative[r]), shift);
+      if (format != UST_FORMAT_Q4K) start = _mm512_slli_epi32(_mm512_set1_epi32(x->sums[at + (size_t)r]), shift);
 #pragma GCC unroll 4
-      for (int s = 0; s < strips; s++) {
-        upper[s][r] = _mm512_setzero_si512();
-        lower[s][r] = start;
-      }
+      for (int s = 0; s < strips; s++) t[s][r] = start;
     }
 #pragma GCC unroll 8
     for (int quad = 0; quad < 8; quad++) {
@@ -161,10 +147,8 @@ ALWAYS_INLINE void vnni_sums(ust_format format, int strips, int rows, const char
       for (int s = 0; s < strips; s++) {
         __m512i weights = quad_lanes(format, pairs[s] + lines, quad);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-          upper[s][r] = _mm512_dpbusd_epi32(upper[s][r], weights, four_bytes(line + r * Q_LINE + quad * 4));
-          lower[s][r] = _mm512_dpbusd_epi32(lower[s][r], weights, four_bytes(line + r * Q_LINE + 32 + quad * 4));
-        }
+        for (int r = 0; r < rows; r++)
+          t[s][r] = _mm512_dpbusd_epi32(t[s][r], weights, four_bytes(line + r * UST_BLOCK + quad * 4));
       }
     }
     far_advance(&far);
@@ -173,8 +157,7 @@ ALWAYS_INLINE void vnni_sums(ust_format format, int strips, int rows, const char
       block_scales of = scales_of(format, strip[s], pairs[s] + scales, b);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; r++)
-        sum[s][r] = add_block(format, sum[s][r], _mm512_add_epi32(_mm512_slli_epi32(upper[s][r], 8), lower[s][r]), of,
-                              negative + r);
+        sum[s][r] = add_block(format, sum[s][r], t[s][r], of, x->sums + at + r, x->scales + at + r);
       if (b % 2) pairs[s] += pair_bytes;
     }
   }
@@ -182,8 +165,7 @@ ALWAYS_INLINE void vnni_sums(ust_format format, int strips, int rows, const char
   for (int s = 0; s < strips; s++)
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-      _mm512_storeu_ps(c + (size_t)r * c_stride + s * STRIP,
-                       _mm512_mul_ps(sum[s][r], _mm512_set1_ps(x->scales[row + r])));
+      _mm512_storeu_ps(c + (size_t)r * c_stride + s * STRIP, sum[s][r]);
 }
 
 /* Up to UST_INTEGER_FEW rows: two panels for one row, one otherwise; of many rows one strip after the other, as their
@@ -208,8 +190,8 @@ ALWAYS_INLINE void vnni_rows(ust_format format, int panels, const char *const st
     SIDE_BY_SIDE(2);
     SIDE_BY_SIDE(3);
     SIDE_BY_SIDE(4);
-    ONE_BY_ONE(5);
-    ONE_BY_ONE(6);
+    SIDE_BY_SIDE(5);
+    SIDE_BY_SIDE(6);
     ONE_BY_ONE(7);
     ONE_BY_ONE(8);
   }

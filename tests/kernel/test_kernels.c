@@ -4,8 +4,8 @@
  *
  * Bound of matmul, with x rounded to the level's activation first: |error| <= 1e-6 sum|x w|, plus 1e-30 a term for
  * the denormals the AMX unit flushes; an activation written by the gelu epilogue is rounded once more. In products with
- * quantised matrices a value of x is off by half an integer, 1/65024 of its row's largest magnitude (1/65000 with the
- * roundings of the scale), or by 2^-100 in rows that small; and a block's two terms of Q4K, rounded one by one, may
+ * quantised matrices a value of x is off by half an integer, 1/254 of its block's largest magnitude (1/253.9 with the
+ * roundings of the scale), or by 2^-100 in blocks that small; and a block's two terms of Q4K, rounded one by one, may
  * nearly cancel: there 1e-6 is of both. */
 #include "kernel/check.h"
 
@@ -139,7 +139,7 @@ typedef struct call {
 } call;
 
 static void check_element(const ust_kernels *kernels, const sample *s, const call *c, int row, int output, double got) {
-  double want = 0, sum_abs = 0, weights = 0, most = 0;
+  double want = 0, sum_abs = 0, weights = 0, off = 0, most = 0;
   bool quantised = ust_is_quantised(s->m.format);
   for (int k = 0; output < s->m.rows && k < s->m.cols; k++) {
     size_t at = (size_t)output * (size_t)s->m.cols + (size_t)k;
@@ -147,11 +147,15 @@ static void check_element(const ust_kernels *kernels, const sample *s, const cal
     want += x * (double)s->values[at];
     sum_abs += fabs(x) * (double)(quantised ? s->terms[at] : fabsf(s->values[at]));
     weights += fabs((double)s->values[at]);
-    most = fmax(most, fabs(x));
+    most = fmax(k % UST_BLOCK ? most : 0, fabs(x));
+    if (k % UST_BLOCK == UST_BLOCK - 1 || k == s->m.cols - 1) { /* the block's values are off by so much */
+      off += (most / 253.9 + 0x1p-100) * weights;
+      weights = 0;
+    }
   }
   if (c->bias) want += (double)c->bias[output];
   double bound = 1e-6 * sum_abs + 1e-30 * s->m.cols + 0x1p-23 * fabs(want);
-  if (quantised) bound += (most / 65000 + 0x1p-100) * weights + 1e-6 * most / 65000 * weights;
+  if (quantised) bound += (1 + 1e-6) * off;
   if (c->epilogue == UST_ADD) {
     want += (double)c->before[(size_t)row * c->y_stride + (size_t)output];
     bound += 0x1p-23 * fabs(want);
