@@ -71,11 +71,40 @@ static void shapes(void **unused) {
   assert_int_equal(fitting(&tree, (ust_shape){.length = 1, .turns = 1}), 1);
 }
 
+/* Random prices that rise in steps, reaches that fall: the search that stops early ends where a full one does. */
+static void hope_ends_in_time(void **unused) {
+  (void)unused;
+  uint64_t random = 7;
+#define UNIFORM() ((double)((random = random * 6364136223846793005u + 1442695040888963407u) >> 40) * 0x1p-24)
+  int spared = 0;
+  for (int trial = 0; trial < 2000; trial++) {
+    double price[UST_TARGET_ROWS + 1] = {0}, reach[UST_TARGET_ROWS + 1] = {0}, expected = 0, full = 0;
+    price[1] = 1;
+    for (int n = 2; n <= UST_TARGET_ROWS; n++) price[n] = price[n - 1] + (UNIFORM() < 0.2 ? UNIFORM() : 0);
+    reach[2] = UNIFORM();
+    for (int n = 3; n <= UST_TARGET_ROWS; n++) reach[n] = reach[n - 1] * (0.6 + 0.4 * UNIFORM());
+    double best = full = -price[1];
+    for (int n = 2; n <= UST_TARGET_ROWS; n++) full = UST_MAX(full, (expected += reach[n]) - price[n]);
+    expected = 0;
+    for (int n = 2; n <= UST_TARGET_ROWS; n++) {
+      if (!ust_planner_hopes(price, n - 1, UST_TARGET_ROWS, expected, reach[n], best)) {
+        spared++;
+        break;
+      }
+      best = UST_MAX(best, (expected += reach[n]) - price[n]);
+    }
+    assert_float_equal(best, full, 1e-12);
+  }
+  assert_true(spared > 1000);
+#undef UNIFORM
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(records_follow_the_text),
       cmocka_unit_test(priors_are_probabilities),
       cmocka_unit_test(shapes),
+      cmocka_unit_test(hope_ends_in_time),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
