@@ -1,8 +1,8 @@
 /* Quantised matrices and the integers they are multiplied with, for every level's file.
  *
  * 32 activations of a row become integers of -127 to 127 with one scale, as GGUF's Q8_0 keeps weights; a block of 32
- * inputs of them and of a weight then has an integer sum, exact in any order, and only what follows is rounded: sum *
- * (scale of the weights * scale of the activations), for Q4K less the sum of the integers times its minimum, added block
+ * inputs of them and of a weight then has an integer sum, exact in any order, and only what follows is rounded: sum * (scale of the
+ * weights * scale of the activations), for Q4K less the integers' sum * (minimum * scale of the activations), added block
  * after block. So every level, and every number of rows, gives the same bits for the same x.
  *
  * Weights: strips of 16 output columns; a strip is a head and a run of pairs of blocks. A pair is 64 bytes of scales,

@@ -123,6 +123,11 @@ void ust_gpt2_train_candidates(ust_gpt2_train *model, const int32_t *ids, const 
 
 /* Runs `sequences` windows: ids and absolute positions [sequences * window]. Keeps the activations. */
 void ust_gpt2_train_forward(ust_gpt2_train *model, const int32_t *ids, const int32_t *positions, int sequences);
+/* Its parts: the embeddings; one layer; the norm with this gain (and the bias behind it) of `last`. A model that does not
+ * train keeps the hidden state in `last` from layer to layer, and what the last layer run made in kept[0]. */
+void ust_gpt2_train_start(ust_gpt2_train *model, const int32_t *ids, const int32_t *positions, int sequences);
+void ust_gpt2_train_layer(ust_gpt2_train *model, int layer);
+void ust_gpt2_train_norm(ust_gpt2_train *model, int gain);
 /* Cross-entropy with labels[tokens]; returns the sum over tokens (nats), each one's in model->loss. */
 double ust_gpt2_train_loss(ust_gpt2_train *model, const int32_t *labels);
 /* Adds to the gradients those of

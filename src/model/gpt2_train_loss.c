@@ -3,7 +3,8 @@
  * The logits of a micro-batch never exist all at once: the candidates are taken UST_TRAIN_VOCAB at a time.
  * The first run over the blocks finds each token's log-sum-exp and its label's logit; the second computes the
  * block's logits again, turns them into gradients and adds their two products. A teacher's logits are made in
- * the same way, block by block, from its last hidden states, so that distilling sees its whole distribution. */
+ * the same way, block by block, from its last hidden states, so that distilling sees its distribution over
+ * the same candidates. */
 #include <float.h>
 #include <math.h>
 #include <omp.h>
@@ -80,13 +81,15 @@ static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, in
   if (of->teacher) block_logits(of->teacher, block, first, rows, s->wide2);
   for (int r = 0; r < rows; r++) {
     float *row = s->wide + (size_t)r * UST_TRAIN_LOGITS;
-    int t = first + r, label = m->place[of->labels[t]] - block * UST_TRAIN_VOCAB;
-    if (of->teacher)
+    int t = first + r;
+    if (of->teacher) {
       m->kl[t] += k->distill(row, s->wide2 + (size_t)r * UST_TRAIN_LOGITS, count, m->log_sum[t],
                              of->teacher->log_sum[t], of->scale);
-    else
+    } else {
+      int label = m->place[of->labels[t]] - block * UST_TRAIN_VOCAB;
       k->probabilities(row, count, m->log_sum[t], of->scale);
-    if (!of->teacher && label >= 0 && label < count) row[label] -= of->scale;
+      if (label >= 0 && label < count) row[label] -= of->scale;
+    }
     for (int i = count; i < back->cols; i++) row[i] = 0;
   }
   ust_left left = {.data = s->rows, .rows = rows, .inputs = back->cols};

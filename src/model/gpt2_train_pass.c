@@ -1,6 +1,6 @@
 /* gpt2_train: forward and backward pass of the embeddings, layers and norms.
  *
- * One parallel region a pass; within it, work items are blocks of UST_TRAIN_ROWS tokens (norms, linear layers),
+ * One parallel region a layer forward, one for the whole way back; within it, work items are blocks of UST_TRAIN_ROWS tokens (norms, linear layers),
  * or a head of a sequence (attention, its matrices made anew in the backward pass from queries and keys). */
 #include <math.h>
 #include <omp.h>
@@ -186,26 +186,38 @@ static void layer_forward(const ust_gpt2_train *m, int l) {
   for (int b = 0; b < row_blocks(m); b++) feed_forward_rows(m, l, b * UST_TRAIN_ROWS, output);
 }
 
-void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t *positions, int sequences) {
+void ust_gpt2_train_start(ust_gpt2_train *m, const int32_t *ids, const int32_t *positions, int sequences) {
   m->sequences = sequences;
   m->tokens = sequences * m->window;
   memcpy(m->ids, ids, (size_t)m->tokens * sizeof *ids);
   memcpy(m->positions, positions, (size_t)m->tokens * sizeof *positions);
-  size_t w = (size_t)m->config.width;
   m->last_rows.rows = m->tokens;
 #pragma omp parallel num_threads(m->threads)
+  embed(m, m->kept[0].input);
+}
+
+void ust_gpt2_train_layer(ust_gpt2_train *m, int layer) {
+#pragma omp parallel num_threads(m->threads)
   {
-    embed(m, m->kept[0].input);
-    for (int l = 0; l < m->config.layers; l++) layer_forward(m, l);
-#pragma omp for schedule(dynamic)
-    for (int b = 0; b < row_blocks(m); b++) {
-      int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
-      norm_rows(m, m->last + first * w, ust_train_layer(m->config.layers, 0), rows, m->last_norm + first * w,
-                m->last_mean + first, m->last_rstd + first);
-      m->kernels->left_pack(&m->last_rows, first, m->last_norm + first * w, w, rows);
-    }
+    layer_forward(m, layer);
     m->kernels->release();
   }
+}
+
+void ust_gpt2_train_norm(ust_gpt2_train *m, int gain) {
+  size_t w = (size_t)m->config.width;
+#pragma omp parallel for schedule(dynamic) num_threads(m->threads)
+  for (int b = 0; b < row_blocks(m); b++) {
+    int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
+    norm_rows(m, m->last + first * w, gain, rows, m->last_norm + first * w, m->last_mean + first, m->last_rstd + first);
+    m->kernels->left_pack(&m->last_rows, first, m->last_norm + first * w, w, rows);
+  }
+}
+
+void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t *positions, int sequences) {
+  ust_gpt2_train_start(m, ids, positions, sequences);
+  for (int l = 0; l < m->config.layers; l++) ust_gpt2_train_layer(m, l);
+  ust_gpt2_train_norm(m, ust_train_layer(m->config.layers, 0));
 }
 
 /* ---- backward ---- */

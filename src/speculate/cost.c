@@ -75,7 +75,7 @@ bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust
   double spent = 0;
   bool changed = false;
   assert(count <= UST_COST_POINTS);
-  for (int repeat = 0; repeat < 3; repeat++) /* the first warms up */
+  for (int repeat = 0; repeat < 3; repeat++) /* the first: only what is lacking */
     for (int i = 0; i < count; i++) {
       double known = known_seconds(cost, order[i]);
       if (order[i] > most || (known > 0 && repeat == 0) || (spent > budget && cost->points >= 2)) continue;

@@ -109,7 +109,7 @@ static int known_after(const ust_tree *tree, int node) {
   return ust_planner_known(chance);
 }
 
-/* What a further row of the target's pass costs, in tokens: by and by each node evaluated brings about one. */
+/* What a further row of the target's pass costs, in tokens, where the tree stands with a row for each node evaluated. */
 static double row_price(const ust_draft_stage *stage, const ust_tree *tree) {
   enum { NEXT = 8 };
   const ust_planner *planner = stage->planner;
@@ -122,12 +122,14 @@ static double row_price(const ust_draft_stage *stage, const ust_tree *tree) {
 
 /* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. What
  * evaluating a node brings is the chance to get there times the chance that the target's choice will be in its pass
- * thanks to the draft alone, which is small where the text stage knows it; and that costs the target's pass a row. */
+ * thanks to the draft alone, which is small where the text stage knows it. A row of the target's pass is counted for it as
+ * often as the draft adds something there. */
 static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
   bool chosen[UST_TREE_CAPACITY] = {false}, fixed = planner->shape.length > 0;
-  double rate = ust_planner_rate(planner), row = row_price(stage, tree), price[UST_DRAFT_ROWS + 1], gain = 0, best_value = 0;
+  double rate = ust_planner_rate(planner), row = row_price(stage, tree), price[UST_DRAFT_ROWS + 1];
+  double gain = 0, best_value = 0;
   int most = UST_MIN(UST_DRAFT_ROWS, UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing);
   int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;
   for (int rows = 1; rows <= most; rows++) price[rows] = rate * ust_cost_of(&planner->draft_cost, missing + rows);

@@ -181,8 +181,10 @@ static void matmul_reference(const ust_kernels *kernels) {
     c.x = random_activations(kernels, c.rows, s.m.cols, c.x_stride);
     int special = pick(0, c.rows - 1), exponent = PICK_OF(0, -150, -90, -20, 20);
     size_t changed = ust_is_quantised(s.m.format) ? (size_t)s.m.cols : 0;
-    for (size_t k = 0; k < changed; k++) { /* a row of zeros, of tiny or of large values */
+    bool every_second = pick(0, 1);
+    for (size_t k = 0; k < changed; k++) { /* a row, or its every second block, of zeros, of tiny or of large values */
       size_t at = (size_t)special * c.x_stride + k;
+      if (every_second && k / UST_BLOCK % 2) continue;
       store_activation(kernels, (void *)(uintptr_t)c.x, at, exponent ? ldexpf(load_activation(kernels, c.x, at), exponent) : 0);
     }
     if (pick(0, 1)) {
