@@ -9,7 +9,7 @@
 
 #include "train/internal.h"
 
-enum { LEVEL, STEPS = 8, FIELDS = 15, VERSION = 2 };
+enum { LEVEL, STEPS = 8, FIELDS = 15, VERSION = 3 };
 
 typedef struct header {
   char magic[8];
