@@ -290,9 +290,10 @@ class Report(Ablations):
         if not s["own"]:
             lines.append("- **The target is a grown small model.** `understudy grow` gives it GPT-2 Large's shape and "
                          f"cost and leaves it the function of a {s['models']['small target']['parameters'] / 1e6:.0f} "
-                         "M model. Its draft was distilled from it and may agree with it more readily than any draft "
-                         "agrees with a real GPT-2 Large. The table of drafts above shows how the result moves with "
-                         "agreement"
+                         "M model. Its drafts began as that model made smaller and were distilled from it, and a draft "
+                         f"of {s['models']['draft']['parameters'] / 1e6:.0f} M parameters is hardly smaller: it agrees "
+                         "more readily than any draft agrees with a real GPT-2 Large. The table of drafts above shows how "
+                         "the result moves with agreement"
                          + self.moves() + ".")
         for how in HOW:
             written = [a for a in self.answers[how] if a["pieces"]]
