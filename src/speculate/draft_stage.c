@@ -120,10 +120,18 @@ static double row_price(const ust_draft_stage *stage, const ust_tree *tree) {
   return ust_planner_rate(planner) * seconds / NEXT;
 }
 
+/* Tokens that the text stage brings after one that the draft added, less their rows in the target's pass. `reach`: of
+ * the token. */
+static double text_follows(const ust_planner *planner, double reach, double row) {
+  double chance = (double)ust_record_chance(&planner->text_covers, 1), next = reach * chance, tokens = 0;
+  for (int depth = 0; depth < UST_TREE_DEEPEST && next > row; depth++, next *= chance) tokens += next - row;
+  return tokens;
+}
+
 /* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. What
  * evaluating a node brings is the chance to get there times the chance that the target's choice will be in its pass
- * thanks to the draft alone, which is small where the text stage knows it. A row of the target's pass is counted for it as
- * often as the draft adds something there. */
+ * thanks to the draft alone, which is small where the text stage knows it; and with it come the tokens that the text stage
+ * finds from there on. A row of the target's pass is counted for it as often as the draft adds something there. */
 static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
@@ -138,12 +146,13 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
     if (node < 0) break;
     ust_node *n = &tree->nodes[node];
     double reach = (double)n->reach;
-    if (!fixed && !ust_planner_hopes(price, count, most, gain, reach - row, best_value)) break;
+    double worth = reach - row + (text ? text_follows(planner, reach, row) : 0);
+    if (!fixed && !ust_planner_hopes(price, count, most, gain, worth, best_value)) break;
     chosen[node] = true;
     chosen_nodes[count++] = node;
     if (text) ust_text_propose(text, tree, node, history, sampling);
     n->known = (int8_t)known_after(tree, node);
-    gain += (reach - row) * (double)ust_record_chance(&planner->draft_adds[n->known], 1);
+    gain += worth * (double)ust_record_chance(&planner->draft_adds[n->known], 1);
     double value = gain - price[count];
     if (value > best_value || fixed) {
       best_value = value;
