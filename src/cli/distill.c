@@ -6,12 +6,13 @@ int ust_cli_distill(int argc, char **argv) {
   static const ust_cli_help help = {
       .command = "distill",
       .usage = "distill --teacher T.gguf --corpus FILE -o OUT.gguf [options]",
-      .about = "Makes a draft model of a teacher: it starts as the teacher made smaller and learns, on a text file, to give\n"
-               "each token the probability the teacher gives it. Documents are separated by zero bytes. Stopped or\n"
-               "killed, the same command goes on.",
-      .notes = "Only a draft no wider than the teacher, with heads of its size (64 in GPT-2), starts that way; others\n"
-               "start at random. Training windows are 256 tokens long and lie at random positions of the context. A run\n"
-               "may be made longer or shorter on its way: the rate falls towards the new --steps from then on.",
+      .about = "Makes a draft model of a teacher: it starts as the teacher made smaller and learns, on a text\n"
+               "file, to give each token the probability the teacher gives it. Documents are separated by\n"
+               "zero bytes. Stopped or killed, the same command goes on.",
+      .notes = "Only a draft no wider than the teacher, with heads of its size (64 in GPT-2), starts that\n"
+               "way; others start at random. Training windows are 256 tokens long and lie at random positions\n"
+               "of the context. A run may be made longer or shorter on its way: the rate falls towards the\n"
+               "new --steps from then on.",
       .example = "understudy distill --teacher target.gguf --corpus train.txt --steps 1000 -o draft.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(128, 2, 2);
   const char *teacher = NULL;
