@@ -1,4 +1,4 @@
-# roofline: the figures as JSON, the chart with its CSV (where there is a gnuplot), clear errors.
+# roofline: the figures as JSON, the chart with its CSV, clear errors.
 model=$FIXTURES/gpt2-tiny
 cat >bench.json <<'JSON'
 {"target": {"architecture": "gpt2", "parameters": 774030080},
@@ -10,30 +10,20 @@ grep -oE '"(isa|threads|read_gb_per_s|peak_tflop_per_s|pass_ms)"' figures.json
 echo "$(grep -c '"rows"' figures.json) passes"
 ls -- *.svg 2>/dev/null
 
-if command -v gnuplot >/dev/null; then
-  for chart in chart.svg chart.png; do
-    "$UNDERSTUDY" roofline --quiet --bench bench.json --device rtx4090 -o $chart >/dev/null || echo "exit $?"
-    [ -s $chart ] || echo "no $chart"
-  done
-  grep -q '</svg>' chart.svg || echo "chart.svg is cut off"
-  grep -c 'tokens/s' chart.svg
-  sed -E '/this machine/s/,[0-9].*/,…/' chart.csv
-else
-  printf '%s\n' 2 'kind,label,flop_per_byte,flop_per_s' 'ridge,"this machine",…' 'ridge,"RTX 4090",163.889,1.652e+14' \
-    'measured,"plain, 14.4 tokens/s",1,2.2e+10' 'measured,"staged, 45.0 tokens/s",12.5,1.4e+11' \
-    'reference,"the paper: plain",1,2e+11' 'reference,"paper: staged",30,8e+11'
-fi
+for chart in chart.svg chart.png; do
+  "$UNDERSTUDY" roofline --quiet --bench bench.json --device rtx4090 -o $chart >/dev/null || echo "exit $?"
+  [ -s $chart ] || echo "no $chart"
+done
+grep -q '</svg>' chart.svg || echo "chart.svg is cut off"
+grep -c 'tokens/s' chart.svg
+sed -E '/this machine/s/,[0-9].*/,…/' chart.csv
 
 echo "== without gnuplot"
 mkdir path
 PATH=$PWD/path "$UNDERSTUDY" roofline -o bare.svg 2>&1 >/dev/null
 echo "== devices"
-if command -v gnuplot >/dev/null; then
-  "$UNDERSTUDY" roofline --quiet --device 100GB/s,2TFLOP/s -o given.svg >/dev/null || echo "exit $?"
-  grep ridge given.csv | sed -E '/this machine/s/,[0-9].*/,…/'
-else
-  printf '%s\n' 'ridge,"this machine",…' 'ridge,"a device of 100 GB/s",20,2e+12'
-fi
+"$UNDERSTUDY" roofline --quiet --device 100GB/s,2TFLOP/s -o given.svg >/dev/null || echo "exit $?"
+grep ridge given.csv | sed -E '/this machine/s/,[0-9].*/,…/'
 "$UNDERSTUDY" roofline --device gtx --json x.json 2>&1
 echo "== errors"
 echo '{"modes": []}' >none.json
