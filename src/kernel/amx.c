@@ -10,7 +10,6 @@ typedef uint16_t activation;
 static inline activation to_activation(float x) {
   return ust_f32_to_bf16(x);
 }
-typedef int8_t integer;
 #include "kernel/rows.h"
 #include "kernel/training.h"
 #include "kernel/bf16_layout.h"
@@ -220,7 +219,7 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
                                                               int chunks) {
   bool bottom = rows > 16, direct = !m->bias && m->epilogue != UST_GELU;
   float *y = (float *)(void *)m->y + (size_t)row * m->y_stride + (size_t)panel * UST_PANEL;
-  int blocks = block_count(m->w);
+  int blocks = block_count(m->w->cols);
   const char *left = strip_of(m->w, 2 * panel), *right = left + (size_t)blocks * TILE;
   const char *after = panel_after(m->w, panel, m->panel, m->panel_end);
   size_t after_strip = panel + 1 < m->panel_end ? (size_t)(right - left) : after ? strip_bytes(m->w->next) : 0;

@@ -96,7 +96,7 @@ ALWAYS_INLINE void tile_panel(ust_format format, int height, const ust_matrix *w
                                 scales_of(format, strip[1], pairs[1] + (size_t)(b % 2) * 32, b)};
     for (int g = 0; g < groups; g++) {
       const size_t first = integers_line(x, row + g * height) + (size_t)b * (size_t)height;
-      const integer *line = x->lines + first * UST_BLOCK;
+      const int8_t *line = x->lines + first * UST_BLOCK;
 #define MAKE(left, right, rows_tile, made_left, made_right, to)                                                        \
   do {                                                                                                                 \
     _tile_zero(left);                                                                                                  \

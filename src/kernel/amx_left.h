@@ -51,7 +51,7 @@ static inline void left_sums(const char *upper, const char *lower, const char *l
 static void amx_left_matmul(const ust_matrix *w, int panel, int panel_end, const ust_left *x, int row, int rows,
                             const float *bias, ust_epilogue epilogue, float *y, size_t y_stride) {
   const product m = {.w = w, .y_stride = y_stride, .bias = bias, .epilogue = epilogue, .y = (char *)y};
-  int blocks = block_count(w);
+  int blocks = block_count(w->cols);
   configure(16, 16);
   for (int p = panel; p < panel_end; p++)
     for (int r = 0; r < rows; r += 32) {

@@ -1,8 +1,6 @@
-/* The AVX2 + FMA level: f32 activations, keys and values; weights widened to f32 in registers
- * (one or two rows) or in the first-level cache (more).
+/* The AVX2 + FMA level: f32 activations, keys and values; bf16 weights widened to f32 in registers, and quantised ones
+ * multiplied as bytes (avx2_integers.h).
  *
- * Matrix: panels of 32 output columns, each a run of k-blocks of 32 inputs. A BF16 block is [16 input pairs]
- * [32 columns][2] bf16 = 2 KiB. Quantised ones: quantised.h.
  * Keys of a head: [slot/8][head_dim][8 slots] f32; values: [slot][head_dim rounded up to 8] f32.
  *
  * Every output is one chain of fused multiply-adds over the inputs in order, so that a row has the same bits in
@@ -17,190 +15,190 @@ static inline activation to_activation(float x) {
 }
 #include "kernel/rows.h"
 #include "kernel/training.h"
+#include "kernel/strips.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+static void pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
+  for (int r0 = row; r0 < row + count; r0 += STRIP) {
+    int columns = UST_MIN(STRIP, row + count - r0), blocks = block_count(m->cols);
+    const float *from = source + (size_t)(r0 - row) * row_stride;
+    uint16_t *to = (uint16_t *)(uintptr_t)strip_of(m, r0 / STRIP);
+    if (m->cols % BLOCK || columns < STRIP) memset(to, 0, strip_bytes(m));
+    for (int k = 0; k < m->cols; k++)
+      for (int c = 0; c < columns; c++)
+        to[k / 2 * 2 * STRIP + c * 2 + k % 2] = ust_f32_to_bf16(from[(size_t)c * row_stride + (size_t)k * col_stride]);
+    to += (size_t)blocks * TILE / sizeof *to;
+    if (r0 + STRIP >= row + count && r0 / STRIP % 2 == 0) memset(to, 0, strip_bytes(m)); /* the panel's other strip */
+  }
+}
+
+/* ---- matmul ----
+ *
+ * One or two rows are bound by memory, and hardware reads more of it in four or two streams than in one, and best left
+ * alone: the strips of one or two panels lie side by side. More rows take the strips one after the other, since their
+ * sums fill the registers, and ask for what follows early: a group of rows in one pass over the strip, more groups in
+ * as many passes, for which the strip stays in the second-level cache. */
+
 enum {
-  BLOCK = 32,                         /* inputs of a block */
-  BF16_BLOCK = BLOCK * UST_PANEL * 2, /* bytes */
-  CHUNK = 4,             /* blocks widened at a time: 16 KiB of f32 */
-  GROUP = 6,             /* rows that share one load of the weights */
-  MOST_ROWS = 16 * GROUP /* rows that share one widening */
+  GROUP = 6,             /* rows whose sums the registers hold */
+  INTEGER_GROUP = 4,     /* and whose integer sums they hold; groups of quantised.h consist of such */
+  MOST_ROWS = 16 * GROUP /* rows that share one reading of a panel */
 };
 
-typedef int16_t integer;
-#include "kernel/quantised.h"
-
-/* ---- matrices ---- */
-
-static int block_count(int cols) {
-  return UST_ROUND_UP(cols, BLOCK) / BLOCK;
+/* What the multiplication of a strip asks for on the way, requests_of() times a block: the line of `at`, which moves on by
+ * `step` bytes. One group of rows asks for what comes DISTANCE bytes later, several share out the next strip. */
+enum { DISTANCE = 4096 };
+typedef struct ahead {
+  const char *at;
+  size_t step;
+} ahead;
+ALWAYS_INLINE int requests_of(ust_format format) {
+  return format == UST_FORMAT_BF16 ? BLOCK / 2 : 8;
 }
 
-static size_t matrix_bytes(ust_format format, int rows, int cols) {
-  if (ust_is_quantised(format)) return quantised_bytes(format, rows, cols);
-  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / UST_PANEL * (size_t)block_count(cols) * BF16_BLOCK;
-}
-
-static unsigned char *panel_of(const ust_matrix *m, int panel) {
-  return (unsigned char *)m->data + (size_t)panel * (size_t)block_count(m->cols) * BF16_BLOCK;
-}
-
-/* Where input k of a column lies among the [pair][column][2] values of its block. */
-static inline int place(int k, int column) {
-  return k / 2 * 2 * UST_PANEL + column * 2 + k % 2;
-}
-
-static void pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
-  for (int r0 = row; r0 < row + count; r0 += UST_PANEL) {
-    int columns = UST_MIN(UST_PANEL, row + count - r0);
-    const float *from = source + (size_t)(r0 - row) * row_stride;
-    for (int b = 0; b < block_count(m->cols); b++) {
-      uint16_t *to = (uint16_t *)(void *)(panel_of(m, r0 / UST_PANEL) + (size_t)b * BF16_BLOCK);
-      int inputs = UST_MIN(BLOCK, m->cols - b * BLOCK);
-      if (inputs < BLOCK || columns < UST_PANEL) memset(to, 0, BF16_BLOCK);
-      for (int k = 0; k < inputs; k++)
-        for (int c = 0; c < columns; c++)
-          to[place(k, c)] = ust_f32_to_bf16(from[(size_t)c * row_stride + (size_t)(b * BLOCK + k) * col_stride]);
-    }
-  }
-}
-
-static void unpack_row(const ust_matrix *m, int row, float *out) {
-  if (ust_is_quantised(m->format)) {
-    quantised_unpack_row(m, row, out);
-    return;
-  }
-  const unsigned char *panel = panel_of(m, row / UST_PANEL);
-  for (int k = 0; k < m->cols; k++) {
-    const uint16_t *block = (const uint16_t *)(const void *)(panel + (size_t)(k / BLOCK) * BF16_BLOCK);
-    out[k] = ust_bf16_to_f32(block[place(k % BLOCK, row % UST_PANEL)]);
-  }
-}
-
-/* ---- matmul ---- */
-
-/* An input pair of 8 columns of a block as f32: inputs k and k+1. */
-ALWAYS_INLINE void load_pair(const unsigned char *block, int pair, int column, __m256 *even, __m256 *odd) {
-  __m256i both = _mm256_load_si256((const void *)(block + (pair * UST_PANEL + column) * 4));
-  *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-  *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
-}
-
-/* One block -> wide[32 inputs][32 columns]. */
-ALWAYS_INLINE void widen(const unsigned char *block, float *wide) {
-  for (int c = 0; c < UST_PANEL; c += 8) {
-    __m256 even, odd;
+/* c[r][16 s ...] = `rows` rows of x times strips that lie `apart` from each other. */
+ALWAYS_INLINE void bf16_sums(int strips, int rows, const char *strip, size_t apart, ahead next, int blocks,
+                             const float *x, size_t x_stride, float *c, size_t c_stride) {
+  enum { PAIRS = 4 /* at a time */ };
+  const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
+  const float *row[GROUP];
+  __m256 sum[4][GROUP][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; r++) {
+    row[r] = x + (size_t)r * x_stride;
 #pragma GCC unroll 4
-    for (int pair = 0; pair < BLOCK / 2; pair++) {
-      load_pair(block, pair, c, &even, &odd);
-      _mm256_store_ps(wide + 2 * pair * UST_PANEL + c, even);
-      _mm256_store_ps(wide + (2 * pair + 1) * UST_PANEL + c, odd);
-    }
+    for (int s = 0; s < strips; s++) sum[s][r][0] = sum[s][r][1] = _mm256_setzero_ps();
   }
-}
-
-/* One or two rows: weights go from memory through registers straight into the sums, so that reading never pauses. */
-ALWAYS_INLINE void few_sums(const unsigned char *block, int cols, const float *x, size_t x_stride, int rows,
-                            float (*sums)[UST_PANEL]) {
-  __m256 acc[2][4], even, odd;
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < 4; v++) acc[r][v] = _mm256_setzero_ps();
-  for (int b = 0; b < block_count(cols); b++, block += BF16_BLOCK, x += BLOCK) {
+  for (int pair = 0; pair < blocks * BLOCK / 2; pair += PAIRS, strip += PAIRS * Q_LINE) {
+#pragma GCC unroll 8
+    for (int k = 0; k < 2 * PAIRS; k++) {
+      if (strips == 1 && k % 2 == 0) {
+        _mm_prefetch(next.at, _MM_HINT_T0);
+        next.at += next.step;
+      }
 #pragma GCC unroll 4
-    for (int pair = 0; pair < BLOCK / 2; pair++)
-      for (int v = 0; v < 4; v++) {
-        load_pair(block, pair, 8 * v, &even, &odd);
+      for (int s = 0; s < strips; s++) {
+        const __m256i *line = (const __m256i *)(const void *)(strip + (size_t)s * apart + k / 2 * Q_LINE);
+        __m256i left = _mm256_load_si256(line), right = _mm256_load_si256(line + 1);
+        left = k % 2 ? _mm256_and_si256(left, upper) : _mm256_slli_epi32(left, 16);
+        right = k % 2 ? _mm256_and_si256(right, upper) : _mm256_slli_epi32(right, 16);
+#pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
-          acc[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + (size_t)r * x_stride + 2 * pair), even, acc[r][v]);
-          acc[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + (size_t)r * x_stride + 2 * pair + 1), odd, acc[r][v]);
+          __m256 of_row = _mm256_broadcast_ss(row[r] + k);
+          sum[s][r][0] = _mm256_fmadd_ps(of_row, _mm256_castsi256_ps(left), sum[s][r][0]);
+          sum[s][r][1] = _mm256_fmadd_ps(of_row, _mm256_castsi256_ps(right), sum[s][r][1]);
         }
       }
-  }
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < 4; v++) _mm256_store_ps(sums[r] + 8 * v, acc[r][v]);
-}
-
-/* sums[row][0 … 16) += x[row][0 … inputs) wide, for `rows` rows. */
-ALWAYS_INLINE void group_sums(const float *x, size_t x_stride, int rows, const float *wide, int inputs,
-                              float (*sums)[UST_PANEL]) {
-  __m256 acc[GROUP][2];
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < 2; v++) acc[r][v] = _mm256_load_ps(sums[r] + 8 * v);
-  for (int k = 0; k < inputs; k++, wide += UST_PANEL) {
-    __m256 left = _mm256_load_ps(wide), right = _mm256_load_ps(wide + 8);
-    for (int r = 0; r < rows; r++) {
-      __m256 a = _mm256_broadcast_ss(x + (size_t)r * x_stride + k);
-      acc[r][0] = _mm256_fmadd_ps(a, left, acc[r][0]);
-      acc[r][1] = _mm256_fmadd_ps(a, right, acc[r][1]);
     }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) row[r] += 2 * PAIRS;
   }
+#pragma GCC unroll 6
   for (int r = 0; r < rows; r++)
-    for (int v = 0; v < 2; v++) _mm256_store_ps(sums[r] + 8 * v, acc[r][v]);
-}
-
-/* Up to 6 rows; half a panel at a time fits its sums into registers. */
-static void group_of(const float *x, size_t x_stride, int rows, const float *wide, int inputs,
-                     float (*sums)[UST_PANEL]) {
-  for (int half = 0; half < 2; half++) {
-    const float *columns = wide + 16 * half;
-    float(*to)[UST_PANEL] = (float(*)[UST_PANEL])(void *)(sums[0] + 16 * half);
-    if (rows == 1)
-      group_sums(x, x_stride, 1, columns, inputs, to);
-    else if (rows == 2)
-      group_sums(x, x_stride, 2, columns, inputs, to);
-    else if (rows == 3)
-      group_sums(x, x_stride, 3, columns, inputs, to);
-    else if (rows == 4)
-      group_sums(x, x_stride, 4, columns, inputs, to);
-    else if (rows == 5)
-      group_sums(x, x_stride, 5, columns, inputs, to);
-    else
-      group_sums(x, x_stride, 6, columns, inputs, to);
-  }
-}
-
-ALWAYS_INLINE void many_sums(const unsigned char *block, int cols, const float *x, size_t x_stride, int rows,
-                             float (*sums)[UST_PANEL]) {
-  int blocks = block_count(cols);
-  float wide[CHUNK * BLOCK * UST_PANEL] __attribute__((aligned(64)));
-  memset(sums, 0, (size_t)rows * sizeof(*sums));
-  for (int b0 = 0; b0 < blocks; b0 += CHUNK) {
-    int count = UST_MIN(CHUNK, blocks - b0);
-    for (int b = 0; b < count; b++, block += BF16_BLOCK) widen(block, wide + b * BLOCK * UST_PANEL);
-    for (int r = 0; r < rows; r += GROUP)
-      group_of(x + (size_t)r * x_stride + b0 * BLOCK, x_stride, UST_MIN(GROUP, rows - r), wide, count * BLOCK,
-               sums + r);
-  }
-}
-
-static void panel_sums(const ust_matrix *w, int panel, const float *x, size_t x_stride, int rows,
-                       float (*sums)[UST_PANEL]) {
-  const unsigned char *from = panel_of(w, panel);
-  if (rows == 1)
-    few_sums(from, w->cols, x, x_stride, 1, sums);
-  else if (rows == 2)
-    few_sums(from, w->cols, x, x_stride, 2, sums);
-  else
-    many_sums(from, w->cols, x, x_stride, rows, sums);
+#pragma GCC unroll 4
+    for (int s = 0; s < strips; s++) {
+      _mm256_storeu_ps(c + (size_t)r * c_stride + s * STRIP, sum[s][r][0]);
+      _mm256_storeu_ps(c + (size_t)r * c_stride + s * STRIP + 8, sum[s][r][1]);
+    }
 }
 
 #include "kernel/avx2_integers.h"
 
+/* What a call multiplies. */
+typedef struct product {
+  const ust_matrix *w;
+  const float *x; /* BF16 */
+  size_t x_stride;
+  integers integers; /* quantised */
+} product;
+
+/* c[r][16 s ...] = rows `row` ... of x times strips from `strip` on. */
+typedef void group_sums(const product *of, int strip, int row, ahead next, float *c);
+
+#define GROUP_NAME(format, strips, rows) sums_##format##_##strips##_##rows
+#define GROUP_SUMS(format, strips, rows)                                                                               \
+  static void GROUP_NAME(format, strips, rows)(const product *of, int strip, int row, ahead next, float *c) {          \
+    const char *at = strip_of(of->w, strip);                                                                           \
+    const size_t apart = strip_bytes(of->w), c_stride = (strips) > 2 ? (strips) * STRIP : UST_PANEL;                   \
+    if (UST_FORMAT_##format == UST_FORMAT_BF16)                                                                        \
+      bf16_sums(strips, rows, at, apart, next, block_count(of->w->cols), of->x + (size_t)row * of->x_stride,           \
+                of->x_stride, c, c_stride);                                                                            \
+    else                                                                                                               \
+      integer_sums(UST_FORMAT_##format, strips, rows, at, apart, next, quantised_head(UST_FORMAT_##format,             \
+                   of->w->cols), &of->integers, row, c, c_stride);                                                     \
+  }
+#define EVERY_GROUP(format)                                                                                            \
+  GROUP_SUMS(format, 4, 1)                                                                                             \
+  GROUP_SUMS(format, 2, 1)                                                                                             \
+  GROUP_SUMS(format, 2, 2)                                                                                             \
+  GROUP_SUMS(format, 1, 1)                                                                                             \
+  GROUP_SUMS(format, 1, 2)                                                                                             \
+  GROUP_SUMS(format, 1, 3)                                                                                             \
+  GROUP_SUMS(format, 1, 4)                                                                                             \
+  GROUP_SUMS(format, 1, 5)                                                                                             \
+  GROUP_SUMS(format, 1, 6)
+EVERY_GROUP(BF16)
+EVERY_GROUP(Q8)
+EVERY_GROUP(Q4)
+EVERY_GROUP(Q4K)
+
+/* How a format's panels are multiplied. */
+typedef struct groups {
+  group_sums *two_panels, *side_by_side[2], *one_by_one[GROUP]; /* of 1, 2 ... rows */
+} groups;
+
+#define GROUPS_OF(format)                                                                                              \
+  {GROUP_NAME(format, 4, 1),                                                                                           \
+   {GROUP_NAME(format, 2, 1), GROUP_NAME(format, 2, 2)},                                                               \
+   {GROUP_NAME(format, 1, 1), GROUP_NAME(format, 1, 2), GROUP_NAME(format, 1, 3), GROUP_NAME(format, 1, 4),            \
+    GROUP_NAME(format, 1, 5), GROUP_NAME(format, 1, 6)}}
+static const groups groups_of[] = {[UST_FORMAT_BF16] = GROUPS_OF(BF16),
+                                   [UST_FORMAT_Q8] = GROUPS_OF(Q8),
+                                   [UST_FORMAT_Q4] = GROUPS_OF(Q4),
+                                   [UST_FORMAT_Q4K] = GROUPS_OF(Q4K)};
+
+/* sums[row][output] of `panels` panels, [output] of two for a single row. */
+static void panel_sums(const product *of, int panel, int panels, int row, int rows, float *sums) {
+  const ust_format format = of->w->format;
+  const groups *how = &groups_of[format];
+  if (panels == 2) {
+    how->two_panels(of, 2 * panel, row, (ahead){0}, sums);
+    return;
+  }
+  if (rows <= 2) {
+    how->side_by_side[rows - 1](of, 2 * panel, row, (ahead){0}, sums);
+    return;
+  }
+  const int most = format == UST_FORMAT_BF16 ? GROUP : INTEGER_GROUP, count = (rows + most - 1) / most;
+  const size_t bytes = strip_bytes(of->w), requests = (size_t)block_count(of->w->cols) * (size_t)requests_of(format);
+  const size_t step = bytes / requests;
+  const char *strip = strip_of(of->w, 2 * panel);
+  for (int s = 0; s < 2; s++, strip += bytes)
+    for (int g = 0, r = 0; g < count; g++, r += most) {
+      ahead next = {strip + DISTANCE, step};
+      if (count > 1) next = (ahead){strip + bytes + (size_t)g * bytes / (size_t)count, step / (size_t)count + 1};
+      how->one_by_one[UST_MIN(most, rows - r) - 1](of, 2 * panel + s, row + r, next, sums + r * UST_PANEL + s * STRIP);
+    }
+}
+
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride) {
-  float sums[MOST_ROWS][UST_PANEL] __attribute__((aligned(64)));
-  for (int p = panel; p < panel_end; p++)
-    for (int r0 = 0; r0 < rows; r0 += MOST_ROWS) {
-      int count = UST_MIN(MOST_ROWS, rows - r0);
-      if (ust_is_quantised(w->format))
-        quantised_sums(w, p, (void *)(uintptr_t)x, r0, count, rows, sums);
-      else
-        panel_sums(w, p, (const float *)x + (size_t)r0 * x_stride, x_stride, count, sums);
-      for (int r = 0; r < count; r++)
-        row_finish(sums[r], bias ? bias + (size_t)p * UST_PANEL : NULL, epilogue, y,
-                   (size_t)(r0 + r) * y_stride + (size_t)p * UST_PANEL);
+  float sums[MOST_ROWS][UST_PANEL];
+  product of = {.w = w, .x = x, .x_stride = x_stride};
+  if (ust_is_quantised(w->format)) of.integers = integers_at((void *)(uintptr_t)x, rows, w->cols);
+  for (int p = panel, panels; p < panel_end; p += panels) {
+    panels = rows == 1 && p + 1 < panel_end ? 2 : 1;
+    for (int r0 = 0, count; r0 < rows; r0 += count) {
+      count = UST_MIN(MOST_ROWS, rows - r0);
+      panel_sums(&of, p, panels, r0, count, sums[0]);
+      for (int i = 0; i < count * panels; i++) {
+        int at = p + i / count;
+        row_finish(sums[i], bias ? bias + (size_t)at * UST_PANEL : NULL, epilogue, y,
+                   (size_t)(r0 + i % count) * y_stride + (size_t)at * UST_PANEL);
+      }
     }
+  }
 }
 
 /* ---- keys and values ---- */
@@ -308,12 +306,10 @@ static void attention(const void *kv, int slots, int head_dim, const ust_attenti
 void ust_avx2_fill(ust_kernels *table) {
   rows_fill(table);
   training_fill(table);
-  table->matrix_bytes = matrix_bytes;
+  strips_fill(table);
   table->pack = pack;
-  table->pack_blocks = quantised_pack;
   table->integers_bytes = integers_bytes;
   table->integers = to_integers;
-  table->unpack_row = unpack_row;
   table->matmul = matmul;
   table->kv_bytes = kv_bytes;
   table->kv_store = kv_store;

@@ -1,29 +1,61 @@
-/* Products with quantised matrices on 256-bit vectors, for avx2.c (VPMADDWD: pairs of 16-bit integers). Layouts:
- * quantised.h. A quad of weights is split into its even and its odd bytes, as 16 bits each, so a quad of a row's
- * integers lies in memory as its inputs 0, 2, 1, 3. */
+/* Products with quantised matrices on 256-bit vectors, for avx2.c (VPMADDUBSW: unsigned by signed bytes, two to a 16-bit
+ * sum). Layouts: quantised.h.
+ *
+ * 8-bit weights are signed: their magnitudes meet the activations with the weights' signs, at most 2 * 128 * 127 a pair.
+ * 4-bit ones are unsigned, and the eight pairs of a lane's block together make at most 8 * 2 * 15 * 127: neither leaves
+ * 16 bits. */
 #ifndef UST_KERNEL_AVX2_INTEGERS_H
 #define UST_KERNEL_AVX2_INTEGERS_H
 
-enum { INTEGER_ROWS = 2 /* that share one load of the weights */ };
+/* ---- rows to integers ---- */
 
-static void to_integers(const void *x, size_t x_stride, int rows, int cols, int row, int row_end, void *out) {
-  integers_of_floats(x, x_stride, rows, cols, row, row_end, out, (const int[]){0, 2, 1, 3});
+/* 32 values of a row and what integers_of_block() makes of them. */
+ALWAYS_INLINE int32_t integers_of_lanes(const float *x, int8_t *line, float *scale) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 value[4];
+  __m256i most = _mm256_setzero_si256(), whole[4];
+  for (int i = 0; i < 4; i++) {
+    value[i] = _mm256_loadu_ps(x + 8 * i);
+    most = _mm256_max_epu32(most, _mm256_castps_si256(_mm256_and_ps(value[i], magnitude)));
+  }
+  __m128i half = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+  half = _mm_max_epu32(half, _mm_shuffle_epi32(half, 0x4e));
+  half = _mm_max_epu32(half, _mm_shuffle_epi32(half, 0xb1));
+  float inverse;
+  *scale = integers_scale((uint32_t)_mm_cvtsi128_si32(half), &inverse);
+  const __m256 any = _mm256_cmp_ps(_mm256_set1_ps(inverse), _mm256_setzero_ps(), _CMP_NEQ_OQ);
+  for (int i = 0; i < 4; i++) /* zeros where there is no inverse, whatever the values are */
+    whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_and_ps(value[i], any), _mm256_set1_ps(inverse)));
+  __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+  bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
+  _mm256_storeu_si256((void *)line, bytes);
+  __m256i sum = _mm256_add_epi32(_mm256_add_epi32(whole[0], whole[1]), _mm256_add_epi32(whole[2], whole[3]));
+  half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+  return _mm_cvtsi128_si32(half);
 }
 
-/* Even and odd inputs of a quad of 8 columns. */
-ALWAYS_INLINE void quad_lanes(ust_format format, const char *lines, int quad, __m256i *even, __m256i *odd) {
-  __m256i line = _mm256_load_si256((const void *)(lines + quad % quantised_lines(format) * Q_LINE));
-  if (format == UST_FORMAT_Q8) {
-    *even = _mm256_srai_epi16(_mm256_slli_epi16(line, 8), 8);
-    *odd = _mm256_srai_epi16(line, 8);
-  } else {
-    line = _mm256_and_si256(quad < 4 ? line : _mm256_srli_epi16(line, 4), _mm256_set1_epi8(15));
-    *even = _mm256_and_si256(line, _mm256_set1_epi16(255));
-    *odd = _mm256_srli_epi16(line, 8);
+static void to_integers(const void *x, size_t x_stride, int rows, int cols, int row, int row_end, void *out) {
+  integers to = integers_at(out, rows, cols);
+  int whole = cols / UST_BLOCK;
+  for (int r = row; r < row_end; r++) {
+    const float *from = (const float *)x + (size_t)r * x_stride;
+    size_t at = integers_line(&to, r);
+    for (int b = 0; b < to.blocks; b++, at += (size_t)to.height) {
+      int8_t *line = to.lines + at * UST_BLOCK;
+      int rest = UST_MAX(0, cols - b * UST_BLOCK);
+      if (b < whole)
+        to.sums[at] = -integers_of_lanes(from + b * UST_BLOCK, line, &to.scales[at]);
+      else
+        to.sums[at] = -integers_of_block(from + b * UST_BLOCK, rest, line, &to.scales[at]);
+    }
   }
 }
 
-/* Scale, and minimum for Q4K, of 8 columns from `column` on. */
+/* ---- products ---- */
+
+/* Scale, and minimum for Q4K, of 8 columns. */
 ALWAYS_INLINE __m256 f16_lanes(const char *from) {
   return _mm256_cvtph_ps(_mm_load_si128((const void *)from));
 }
@@ -31,77 +63,118 @@ ALWAYS_INLINE __m256 byte_lanes(const char *from) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)from)));
 }
 
-/* 8 columns from `column` on of a strip, `rows` rows from `row` on. */
-ALWAYS_INLINE void eight_sums(ust_format format, const char *strip, size_t head, int column, const integers *x, int row,
-                              int rows, float *c) {
-  __m256 sum[INTEGER_ROWS];
-  size_t at[INTEGER_ROWS];
-  for (int r = 0; r < rows; r++) {
-    sum[r] = _mm256_setzero_ps();
-    at[r] = integers_line(x, row + r);
+/* Scales, and minima for Q4K, of 8 columns from `column` on of a strip's block: `head` of its 256 inputs, `from` its own. */
+typedef struct block_scales {
+  __m256 scale, minimum;
+} block_scales;
+
+ALWAYS_INLINE block_scales scales_of(ust_format format, const char *head, const char *from, int column) {
+  if (format != UST_FORMAT_Q4K) return (block_scales){f16_lanes(from + column * 2), _mm256_setzero_ps()};
+  return (block_scales){_mm256_mul_ps(f16_lanes(head + column * 2), byte_lanes(from + column)),
+                        _mm256_mul_ps(f16_lanes(head + 32 + column * 2), byte_lanes(from + Q_COLUMNS + column))};
+}
+
+/* sum + scale * t (- minimum * the line's sum of integers), for a line of a row with this scale. t: add_quad()'s. */
+ALWAYS_INLINE __m256 add_block(ust_format format, __m256 sum, __m256i t, block_scales s, const int32_t *negative,
+                               const float *scale) {
+  const __m256 of_row = _mm256_set1_ps(*scale);
+  const __m256i less = _mm256_set1_epi32(*negative);
+  if (format != UST_FORMAT_Q8) t = _mm256_madd_epi16(t, _mm256_set1_epi16(1));
+  if (format == UST_FORMAT_Q4) t = _mm256_add_epi32(t, _mm256_slli_epi32(less, 3));
+  sum = _mm256_fmadd_ps(_mm256_mul_ps(s.scale, of_row), _mm256_cvtepi32_ps(t), sum);
+  if (format == UST_FORMAT_Q4K) sum = _mm256_fmadd_ps(_mm256_mul_ps(s.minimum, of_row), _mm256_cvtepi32_ps(less), sum);
+  return sum;
+}
+
+ALWAYS_INLINE __m256i four_bytes(const int8_t *from) {
+  int32_t bytes;
+  memcpy(&bytes, from, sizeof bytes);
+  return _mm256_set1_epi32(bytes);
+}
+
+/* Of a line's bytes, or of their low or high halves. */
+ALWAYS_INLINE __m256i magnitudes(ust_format format, __m256i line, int high) {
+  if (format == UST_FORMAT_Q8) return _mm256_abs_epi8(line);
+  return _mm256_and_si256(high ? _mm256_srli_epi16(line, 4) : line, _mm256_set1_epi8(15));
+}
+
+/* A quad of 8 columns times a row's four integers: 32-bit sums of Q8, 16-bit ones of the others. `weights` as they lie in
+ * memory and their magnitudes(). */
+ALWAYS_INLINE __m256i quad_products(ust_format format, __m256i weights, __m256i unsigned_weights, __m256i of_row) {
+  if (format != UST_FORMAT_Q8) return _mm256_maddubs_epi16(unsigned_weights, of_row);
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_weights, _mm256_sign_epi8(of_row, weights)),
+                           _mm256_set1_epi16(1));
+}
+/* gcc would first multiply a whole block and then add, for which there are not enough registers. */
+ALWAYS_INLINE __m256i add_products(ust_format format, __m256i a, __m256i b) {
+  __m256i sum = format == UST_FORMAT_Q8 ? _mm256_add_epi32(a, b) : _mm256_add_epi16(a, b);
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
+/* t[strip][row][half] = or +=, the first time and after, the `i`th quad of a block that is multiplied: a line, or half of
+ * its bits. */
+ALWAYS_INLINE void add_quad(ust_format format, int strips, int rows, int i, const char *lines, size_t apart,
+                            const int8_t *integers_at, __m256i (*t)[GROUP][2]) {
+  const int l = i * quantised_lines(format) / 8, quad = format == UST_FORMAT_Q8 ? i : l + i % 2 * 4;
+#pragma GCC unroll 4
+  for (int s = 0; s < strips; s++) {
+    const __m256i *line = (const __m256i *)(const void *)(lines + (size_t)s * apart + l * Q_LINE);
+    const __m256i left = _mm256_load_si256(line), right = _mm256_load_si256(line + 1);
+    const __m256i left_magnitudes = magnitudes(format, left, i % 2), right_magnitudes = magnitudes(format, right, i % 2);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+      const __m256i of_row = four_bytes(integers_at + r * UST_BLOCK + quad * 4);
+      const __m256i a = quad_products(format, left, left_magnitudes, of_row);
+      const __m256i b = quad_products(format, right, right_magnitudes, of_row);
+      t[s][r][0] = i ? add_products(format, t[s][r][0], a) : a;
+      t[s][r][1] = i ? add_products(format, t[s][r][1], b) : b;
+    }
   }
+}
+
+/* c[r][16 s ...] = rows `row` ... of x times strips that lie `apart` from each other. */
+ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const char *strip, size_t apart, ahead next,
+                                size_t head, const integers *x, int row, float *c, size_t c_stride) {
+  const size_t first = integers_line(x, row);
+  const char *pairs = strip + head;
+  __m256 sum[4][GROUP][2];
+#pragma GCC unroll 4
+  for (int s = 0; s < strips; s++)
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) sum[s][r][0] = sum[s][r][1] = _mm256_setzero_ps();
   for (int b = 0; b < x->blocks; b++) {
-    const char *lines = strip + head + quantised_lines_at(format, b) + column * 4;
-    const char *scales = strip + head + quantised_scales_at(format, b);
-    __m256i t[INTEGER_ROWS], even, odd;
-    for (int r = 0; r < rows; r++)
-      t[r] = format == UST_FORMAT_Q4 ? _mm256_slli_epi32(_mm256_set1_epi32(x->sums[at[r]]), 3) : _mm256_setzero_si256();
+    const size_t at = first + (size_t)b * (size_t)x->height;
+    const int8_t *integers_at = x->lines + at * UST_BLOCK;
+    const char *scales = pairs + quantised_scales_at(format, b % 2), *lines = pairs + quantised_lines_at(format, b % 2);
+    __m256i t[4][GROUP][2];
 #pragma GCC unroll 8
-    for (int quad = 0; quad < 8; quad++) {
-      quad_lanes(format, lines, quad, &even, &odd);
+    for (int i = 0; i < 8; i++) {
+      if (strips == 1) _mm_prefetch(next.at + (size_t)i * next.step, _MM_HINT_T0);
+      add_quad(format, strips, rows, i, lines, apart, integers_at, t);
+    }
+    next.at += 8 * next.step;
+#pragma GCC unroll 4
+    for (int s = 0; s < strips; s++) {
+      const char *head_at = strip + (size_t)s * apart + (size_t)(b / 8) * Q_LINE, *here = scales + (size_t)s * apart;
+      const block_scales left = scales_of(format, head_at, here, 0), right = scales_of(format, head_at, here, 8);
+#pragma GCC unroll 6
       for (int r = 0; r < rows; r++) {
-        int32_t pairs[2];
-        memcpy(pairs, x->lines + at[r] * UST_BLOCK + quad * 4, sizeof pairs);
-        t[r] = _mm256_add_epi32(t[r], _mm256_madd_epi16(even, _mm256_set1_epi32(pairs[0])));
-        t[r] = _mm256_add_epi32(t[r], _mm256_madd_epi16(odd, _mm256_set1_epi32(pairs[1])));
+        const float *scale = x->scales + at + r;
+        const int32_t *negative = x->sums + at + r;
+        sum[s][r][0] = add_block(format, sum[s][r][0], t[s][r][0], left, negative, scale);
+        sum[s][r][1] = add_block(format, sum[s][r][1], t[s][r][1], right, negative, scale);
       }
     }
-    __m256 scale, minimum = _mm256_setzero_ps();
-    if (format == UST_FORMAT_Q4K) {
-      const char *both = strip + (size_t)(b / 8) * Q_LINE;
-      scale = _mm256_mul_ps(f16_lanes(both + column * 2), byte_lanes(scales + column));
-      minimum = _mm256_mul_ps(f16_lanes(both + 32 + column * 2), byte_lanes(scales + Q_COLUMNS + column));
-    } else {
-      scale = f16_lanes(scales + column * 2);
-    }
-    for (int r = 0; r < rows; r++) {
-      const __m256 of_row = _mm256_set1_ps(x->scales[at[r]]);
-      sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, of_row), _mm256_cvtepi32_ps(t[r]), sum[r]);
-      if (format == UST_FORMAT_Q4K)
-        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(minimum, of_row), _mm256_cvtepi32_ps(_mm256_set1_epi32(x->sums[at[r]])),
-                                 sum[r]);
-      at[r] += (size_t)x->height;
-    }
+    if (b % 2) pairs += quantised_pair(format);
   }
+#pragma GCC unroll 6
   for (int r = 0; r < rows; r++)
-    _mm256_store_ps(c + (size_t)r * UST_PANEL + column, sum[r]);
-}
-
-ALWAYS_INLINE void strip_sums(ust_format format, const char *strip, size_t head, const integers *x, int row, int rows,
-                              float *c) {
-  for (int column = 0; column < Q_COLUMNS; column += 8)
-    for (int r = 0; r < rows; r += INTEGER_ROWS)
-      if (r + 1 < rows)
-        eight_sums(format, strip, head, column, x, row + r, 2, c + (size_t)r * UST_PANEL);
-      else
-        eight_sums(format, strip, head, column, x, row + r, 1, c + (size_t)r * UST_PANEL);
-}
-
-/* Rows [row, row + count) of a product of `rows` rows. */
-static void quantised_sums(const ust_matrix *w, int panel, void *integer_rows, int row, int count, int rows,
-                           float (*sums)[UST_PANEL]) {
-  const integers x = integers_at(integer_rows, rows, w->cols);
-  size_t head = quantised_head(w->format, w->cols), bytes = quantised_strip(w->format, w->cols);
-  for (int s = 0; s < UST_PANEL / Q_COLUMNS; s++) {
-    const char *strip = (const char *)w->data + (size_t)(panel * (UST_PANEL / Q_COLUMNS) + s) * bytes;
-    float *c = sums[0] + s * Q_COLUMNS;
-    if (w->format == UST_FORMAT_Q8)
-      strip_sums(UST_FORMAT_Q8, strip, head, &x, row, count, c);
-    else if (w->format == UST_FORMAT_Q4)
-      strip_sums(UST_FORMAT_Q4, strip, head, &x, row, count, c);
-    else
-      strip_sums(UST_FORMAT_Q4K, strip, head, &x, row, count, c);
-  }
+#pragma GCC unroll 4
+    for (int s = 0; s < strips; s++) {
+      _mm256_storeu_ps(c + (size_t)r * c_stride + s * STRIP, sum[s][r][0]);
+      _mm256_storeu_ps(c + (size_t)r * c_stride + s * STRIP + 8, sum[s][r][1]);
+    }
 }
 
 #endif

@@ -6,7 +6,6 @@ typedef float activation;
 static inline activation to_activation(float x) {
   return x;
 }
-typedef int8_t integer;
 #include "kernel/rows.h"
 #include "kernel/training.h"
 
@@ -16,7 +15,7 @@ enum { GROUP = 8 /* rows that share one load of the weights: 16 accumulators */ 
 
 static inline __attribute__((always_inline)) void matmul_group(const ust_matrix *w, int panel, const float *x,
                                                                size_t x_stride, int rows, float sums[][UST_PANEL]) {
-  int blocks = block_count(w);
+  int blocks = block_count(w->cols);
   const char *left = strip_of(w, 2 * panel), *right = strip_of(w, 2 * panel + 1);
   __m512 acc[GROUP][2];
   for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();

@@ -1,28 +1,13 @@
-/* Layouts the avx512 and amx levels share, as static functions for their two files.
+/* What the avx512 and amx levels share, as static functions for their two files: packing, and keys and values.
  *
- * Matrix: strips of 16 output columns; a strip is a run of k-blocks of 32 inputs. A BF16 block is one AMX tile,
- * [16 input pairs][16 columns][2] bf16 = 1 KiB. Quantised strips: quantised.h.
  * Keys and values of a head, dim = head_dim rounded up to 32: keys in blocks of 16 slots, [slot/16][dim/2][16][2]
- * bf16, then values by pairs of slots, [slot/2][dim][2] bf16: both are tiles too. */
+ * bf16, then values by pairs of slots, [slot/2][dim][2] bf16: both are AMX tiles too. */
 #ifndef UST_KERNEL_BF16_LAYOUT_H
 #define UST_KERNEL_BF16_LAYOUT_H
 
 #include <immintrin.h>
 
-#include "kernel/kernel.h"
-#include "kernel/quantised.h"
-
-enum { STRIP = Q_COLUMNS, BLOCK = UST_BLOCK, TILE = 1024 };
-
-static inline int block_count(const ust_matrix *m) {
-  return UST_ROUND_UP(m->cols, BLOCK) / BLOCK;
-}
-static inline size_t strip_bytes(const ust_matrix *m) {
-  return ust_is_quantised(m->format) ? quantised_strip(m->format, m->cols) : (size_t)block_count(m) * TILE;
-}
-static inline const char *strip_of(const ust_matrix *m, int strip) {
-  return (const char *)m->data + (size_t)strip * strip_bytes(m);
-}
+#include "kernel/strips.h"
 
 /* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
 static inline const char *panel_after(const ust_matrix *w, int panel, int begin, int end) {
@@ -31,11 +16,6 @@ static inline const char *panel_after(const ust_matrix *w, int panel, int begin,
   int64_t panels = UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL,
           next = UST_ROUND_UP(w->next->rows, UST_PANEL) / UST_PANEL;
   return strip_of(w->next, 2 * (int)(next * begin / panels));
-}
-
-static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {
-  if (ust_is_quantised(format)) return quantised_bytes(format, rows, cols);
-  return (size_t)UST_ROUND_UP(rows, UST_PANEL) / STRIP * ((size_t)UST_ROUND_UP(cols, BLOCK) / BLOCK) * TILE;
 }
 
 /* f32 whose upper halves are the values rounded to the nearest bf16, ties to even. */
@@ -116,7 +96,7 @@ static void layout_pack(ust_matrix *m, int row, int count, const float *source, 
                           (char *)(uintptr_t)strip_of(m, (row + r) / STRIP) + (size_t)k / BLOCK * TILE);
     return;
   }
-  int blocks = block_count(m), last = UST_ROUND_UP(row + count, UST_PANEL);
+  int blocks = block_count(m->cols), last = UST_ROUND_UP(row + count, UST_PANEL);
   __m512i rows16 = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                       _mm512_set1_epi32((int)row_stride));
   for (int r = row; r < last; r += STRIP) {
@@ -140,18 +120,6 @@ static void layout_pack(ust_matrix *m, int row, int count, const float *source, 
       }
       _mm512_store_si512((void *)to, pair_bf16(value[0], value[1]));
     }
-  }
-}
-
-static void layout_unpack_row(const ust_matrix *m, int row, float *out) {
-  if (ust_is_quantised(m->format)) {
-    quantised_unpack_row(m, row, out);
-    return;
-  }
-  const char *strip = strip_of(m, row / STRIP);
-  for (int k = 0; k < m->cols; k++) {
-    const uint16_t *block = (const uint16_t *)(const void *)(strip + (size_t)(k / BLOCK) * TILE);
-    out[k] = ust_bf16_to_f32(block[k % BLOCK / 2 * 32 + row % STRIP * 2 + k % 2]);
   }
 }
 
@@ -223,10 +191,8 @@ static inline void values_add(const uint16_t *values, int dim, const ust_attenti
 }
 
 static inline void layout_fill(ust_kernels *table) {
-  table->matrix_bytes = layout_matrix_bytes;
+  strips_fill(table);
   table->pack = layout_pack;
-  table->pack_blocks = quantised_pack;
-  table->unpack_row = layout_unpack_row;
   table->kv_bytes = layout_kv_bytes;
   table->kv_store = layout_kv_store;
   table->kv_move = layout_kv_move;

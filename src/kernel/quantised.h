@@ -11,8 +11,8 @@
  * halves of its bytes and inputs 16 + 4k... in the high ones. The head is empty but for Q4K: for each 256 inputs [16]
  * f16 scales, [16] f16 minima. Bytes a weight: Q8 1.0625, Q4 0.5625, Q4K 0.578.
  *
- * Rows: groups of up to 16, [group][block][height rows] lines of 32 integers, in the type and order of the level; then
- * for each line the negative of its sum; then for each its scale. Rows that only fill a group are zeros. */
+ * Rows: groups of up to 16, [group][block][height rows] lines of 32 int8; then for each line the negative of its sum;
+ * then for each its scale. Rows that only fill a group are zeros. */
 #ifndef UST_KERNEL_QUANTISED_H
 #define UST_KERNEL_QUANTISED_H
 
@@ -116,10 +116,10 @@ static void quantised_unpack_row(const ust_matrix *m, int row, float *out) {
 
 /* ---- rows ---- */
 
-/* Where what belongs to `rows` rows of integers lies. The level's file says what an `integer` is. */
+/* Where what belongs to `rows` rows of integers lies. */
 typedef struct integers {
   int height, groups, blocks;
-  integer *lines;
+  int8_t *lines;
   int32_t *sums;
   float *scales;
 } integers;
@@ -166,8 +166,8 @@ static inline float integers_scale(uint32_t most, float *inverse) {
   return bits.f / 127;
 }
 
-/* A block of up to 32 f32 values as integers: lane order[i] of each four is their i-th input. Returns their sum. */
-static inline int32_t integers_of_block(const float *x, int count, integer *line, float *scale, const int order[4]) {
+/* A block of up to 32 f32 values as integers. Returns their sum. */
+static inline int32_t integers_of_block(const float *x, int count, int8_t *line, float *scale) {
   uint32_t most = 0;
   int32_t sum = 0;
   float inverse;
@@ -184,21 +184,21 @@ static inline int32_t integers_of_block(const float *x, int count, integer *line
   for (int i = 0; i < UST_BLOCK; i++) {
     bits.f = (i < count && inverse != 0 ? x[i] * inverse : 0) + 0x1.8p23f; /* to the nearest integer */
     int32_t value = bits.i - 0x4b400000;
-    line[i / 4 * 4 + order[i % 4]] = (integer)value;
+    line[i] = (int8_t)value;
     sum += value;
   }
   return sum;
 }
 
 static __attribute__((unused)) void integers_of_floats(const void *x, size_t x_stride, int rows, int cols, int row,
-                                                       int row_end, void *out, const int order[4]) {
+                                                       int row_end, void *out) {
   integers to = integers_at(out, rows, cols);
   for (int r = row; r < row_end; r++) {
     const float *from = (const float *)x + (size_t)r * x_stride;
     size_t at = integers_line(&to, r);
     for (int b = 0; b < to.blocks; b++, at += (size_t)to.height) {
       int count = UST_MAX(0, UST_MIN(UST_BLOCK, cols - b * UST_BLOCK));
-      to.sums[at] = -integers_of_block(from + b * UST_BLOCK, count, to.lines + at * UST_BLOCK, &to.scales[at], order);
+      to.sums[at] = -integers_of_block(from + b * UST_BLOCK, count, to.lines + at * UST_BLOCK, &to.scales[at]);
     }
   }
 }

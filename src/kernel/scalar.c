@@ -7,7 +7,6 @@ typedef float activation;
 static inline activation to_activation(float x) {
   return x;
 }
-typedef int8_t integer;
 #include "kernel/rows.h"
 #include "kernel/training.h"
 #include "kernel/quantised.h"
@@ -42,10 +41,6 @@ static void unpack_row(const ust_matrix *m, int row, float *out) {
   for (int c = 0; c < m->cols; c++) out[c] = from[(size_t)c * UST_PANEL];
 }
 
-static void to_integers(const void *x, size_t x_stride, int rows, int cols, int row, int row_end, void *out) {
-  integers_of_floats(x, x_stride, rows, cols, row, row_end, out, (const int[]){0, 1, 2, 3});
-}
-
 /* The integers of a run less what a sum of theirs has too much. */
 static void run_integers(ust_format format, const ust_run *run, int32_t *q) {
   for (int i = 0; i < UST_BLOCK; i++)
@@ -65,7 +60,7 @@ static void column_sums(const ust_matrix *w, int column, const integers *x, int 
     if (w->format == UST_FORMAT_Q4K) scale *= (float)run.scale_part;
     for (int r = 0; r < rows; r++) {
       size_t at = integers_line(x, row + r) + (size_t)b * (size_t)x->height;
-      const integer *line = x->lines + at * UST_BLOCK;
+      const int8_t *line = x->lines + at * UST_BLOCK;
       float *sum = &sums[(size_t)r * UST_PANEL];
       int32_t t = 0;
       for (int i = 0; i < UST_BLOCK; i++) t += line[i] * q[i];
@@ -164,7 +159,7 @@ void ust_scalar_fill(ust_kernels *table) {
   table->pack = pack;
   table->pack_blocks = quantised_pack;
   table->integers_bytes = integers_bytes;
-  table->integers = to_integers;
+  table->integers = integers_of_floats;
   table->unpack_row = unpack_row;
   table->matmul = matmul;
   table->kv_bytes = kv_bytes;

@@ -83,7 +83,7 @@ ALWAYS_INLINE __m512i quad_lanes(ust_format format, const char *lines, int quad)
   return _mm512_and_si512(line, _mm512_set1_epi8(15));
 }
 
-ALWAYS_INLINE __m512i four_bytes(const integer *from) {
+ALWAYS_INLINE __m512i four_bytes(const int8_t *from) {
   int32_t bytes;
   memcpy(&bytes, from, sizeof bytes);
   return _mm512_set1_epi32(bytes);
@@ -129,7 +129,7 @@ ALWAYS_INLINE void vnni_sums(ust_format format, int strips, int rows, const char
   }
   for (int b = 0; b < x->blocks; b++) {
     const size_t at = first + (size_t)b * height;
-    const integer *line = x->lines + at * UST_BLOCK;
+    const int8_t *line = x->lines + at * UST_BLOCK;
     const size_t scales = (size_t)(b % 2) * 32;
     const size_t lines = Q_LINE + (size_t)(b % 2) * (size_t)quantised_lines(format) * Q_LINE;
     __m512i t[STRIPS][UST_INTEGER_FEW];
