@@ -318,7 +318,7 @@ static void convert_transposed(const float *x, size_t x_stride, int rows, int co
 void ust_amx_fill(ust_kernels *table) {
   rows_fill(table);
   training_fill(table);
-  layout_fill(table);
+  bf16_layout_fill(table);
   left_fill(table);
   table->integers_bytes = integers_bytes;
   table->integers = vnni_integers;

@@ -1,7 +1,5 @@
-/* The AVX2 + FMA level: f32 activations, keys and values; bf16 weights widened to f32 in registers, and quantised ones
- * multiplied as bytes (avx2_integers.h).
- *
- * Keys of a head: [slot/8][head_dim][8 slots] f32; values: [slot][head_dim rounded up to 8] f32.
+/* The AVX2 + FMA level: f32 activations, bf16 keys and values. bf16 is widened to f32 in registers; quantised weights are
+ * multiplied as bytes (avx2_integers.h). Attention: avx2_attention.h.
  *
  * Every output is one chain of fused multiply-adds over the inputs in order, so that a row has the same bits in
  * any company. */
@@ -15,7 +13,7 @@ static inline activation to_activation(float x) {
 }
 #include "kernel/rows.h"
 #include "kernel/training.h"
-#include "kernel/strips.h"
+#include "kernel/layout.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -46,21 +44,27 @@ enum {
   MOST_ROWS = 16 * GROUP /* rows that share one reading of a panel */
 };
 
-/* What the multiplication of a strip asks for on the way, requests_of() times a block: the line of `at`, which moves on by
- * `step` bytes. One group of rows asks for what comes DISTANCE bytes later, several share out the next strip. */
+/* What the multiplication of a strip asks for on the way: with each line (of quantised weights, each quad) the line of `at`,
+ * which moves on by `step` bytes. One group of rows asks for what comes DISTANCE bytes later, several share out the next
+ * strip. */
 enum { DISTANCE = 4096 };
 typedef struct ahead {
   const char *at;
   size_t step;
 } ahead;
-ALWAYS_INLINE int requests_of(ust_format format) {
-  return format == UST_FORMAT_BF16 ? BLOCK / 2 : 8;
-}
 
-/* c[r][16 s ...] = `rows` rows of x times strips that lie `apart` from each other. */
-ALWAYS_INLINE void bf16_sums(int strips, int rows, const char *strip, size_t apart, ahead next, int blocks,
-                             const float *x, size_t x_stride, float *c, size_t c_stride) {
-  enum { PAIRS = 4 /* at a time */ };
+/* Strips of 16 columns, side by side, `apart` bytes from each other; each consists of `pairs` lines, a multiple of PAIRS,
+ * `line_bytes` from each other, that hold two inputs of every column: [16][2] bf16. */
+enum { PAIRS = 4 /* at a time */ };
+typedef struct bf16_strips {
+  const char *at;
+  size_t apart, line_bytes;
+  int pairs;
+} bf16_strips;
+
+/* c[r][16 s ...] = `rows` rows of x times strips. */
+ALWAYS_INLINE void bf16_sums(int strips, int rows, bf16_strips of, ahead next, const float *x, size_t x_stride, float *c,
+                             size_t c_stride) {
   const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
   const float *row[GROUP];
   __m256 sum[4][GROUP][2];
@@ -70,7 +74,7 @@ ALWAYS_INLINE void bf16_sums(int strips, int rows, const char *strip, size_t apa
 #pragma GCC unroll 4
     for (int s = 0; s < strips; s++) sum[s][r][0] = sum[s][r][1] = _mm256_setzero_ps();
   }
-  for (int pair = 0; pair < blocks * BLOCK / 2; pair += PAIRS, strip += PAIRS * Q_LINE) {
+  for (int pair = 0; pair < of.pairs; pair += PAIRS, of.at += PAIRS * of.line_bytes) {
 #pragma GCC unroll 8
     for (int k = 0; k < 2 * PAIRS; k++) {
       if (strips == 1 && k % 2 == 0) {
@@ -79,7 +83,7 @@ ALWAYS_INLINE void bf16_sums(int strips, int rows, const char *strip, size_t apa
       }
 #pragma GCC unroll 4
       for (int s = 0; s < strips; s++) {
-        const __m256i *line = (const __m256i *)(const void *)(strip + (size_t)s * apart + k / 2 * Q_LINE);
+        const __m256i *line = (const __m256i *)(const void *)(of.at + (size_t)s * of.apart + (size_t)(k / 2) * of.line_bytes);
         __m256i left = _mm256_load_si256(line), right = _mm256_load_si256(line + 1);
         left = k % 2 ? _mm256_and_si256(left, upper) : _mm256_slli_epi32(left, 16);
         right = k % 2 ? _mm256_and_si256(right, upper) : _mm256_slli_epi32(right, 16);
@@ -103,6 +107,24 @@ ALWAYS_INLINE void bf16_sums(int strips, int rows, const char *strip, size_t apa
     }
 }
 
+/* Functions for each number of strips and of rows, so that sums stay in registers. */
+#define EVERY_GROUP(GROUP_OF)                                                                                          \
+  GROUP_OF(4, 1) GROUP_OF(2, 1) GROUP_OF(2, 2)                                                                         \
+  GROUP_OF(1, 1) GROUP_OF(1, 2) GROUP_OF(1, 3) GROUP_OF(1, 4) GROUP_OF(1, 5) GROUP_OF(1, 6)
+#define GROUP_TABLE(name)                                                                                              \
+  {{name(1, 1), name(1, 2), name(1, 3), name(1, 4), name(1, 5), name(1, 6)}, {name(2, 1), name(2, 2)}, {name(4, 1)}}
+enum { STRIP_COUNTS = 3 /* 1, 2, 4 */ };
+
+#define BF16_NAME(strips, rows) bf16_##strips##_##rows
+#define BF16_GROUP(strips, rows)                                                                                       \
+  static void BF16_NAME(strips, rows)(bf16_strips of, ahead next, const float *x, size_t x_stride, float *c,           \
+                                      size_t c_stride) {                                                               \
+    bf16_sums(strips, rows, of, next, x, x_stride, c, c_stride);                                                       \
+  }
+EVERY_GROUP(BF16_GROUP)
+typedef void bf16_group(bf16_strips of, ahead next, const float *x, size_t x_stride, float *c, size_t c_stride);
+static bf16_group *const bf16_groups[STRIP_COUNTS][GROUP] = GROUP_TABLE(BF16_NAME);
+
 #include "kernel/avx2_integers.h"
 
 /* What a call multiplies. */
@@ -114,71 +136,33 @@ typedef struct product {
 } product;
 
 /* c[r][16 s ...] = rows `row` ... of x times strips from `strip` on. */
-typedef void group_sums(const product *of, int strip, int row, ahead next, float *c);
-
-#define GROUP_NAME(format, strips, rows) sums_##format##_##strips##_##rows
-#define GROUP_SUMS(format, strips, rows)                                                                               \
-  static void GROUP_NAME(format, strips, rows)(const product *of, int strip, int row, ahead next, float *c) {          \
-    const char *at = strip_of(of->w, strip);                                                                           \
-    const size_t apart = strip_bytes(of->w), c_stride = (strips) > 2 ? (strips) * STRIP : UST_PANEL;                   \
-    if (UST_FORMAT_##format == UST_FORMAT_BF16)                                                                        \
-      bf16_sums(strips, rows, at, apart, next, block_count(of->w->cols), of->x + (size_t)row * of->x_stride,           \
-                of->x_stride, c, c_stride);                                                                            \
-    else                                                                                                               \
-      integer_sums(UST_FORMAT_##format, strips, rows, at, apart, next, quantised_head(UST_FORMAT_##format,             \
-                   of->w->cols), &of->integers, row, c, c_stride);                                                     \
-  }
-#define EVERY_GROUP(format)                                                                                            \
-  GROUP_SUMS(format, 4, 1)                                                                                             \
-  GROUP_SUMS(format, 2, 1)                                                                                             \
-  GROUP_SUMS(format, 2, 2)                                                                                             \
-  GROUP_SUMS(format, 1, 1)                                                                                             \
-  GROUP_SUMS(format, 1, 2)                                                                                             \
-  GROUP_SUMS(format, 1, 3)                                                                                             \
-  GROUP_SUMS(format, 1, 4)                                                                                             \
-  GROUP_SUMS(format, 1, 5)                                                                                             \
-  GROUP_SUMS(format, 1, 6)
-EVERY_GROUP(BF16)
-EVERY_GROUP(Q8)
-EVERY_GROUP(Q4)
-EVERY_GROUP(Q4K)
-
-/* How a format's panels are multiplied. */
-typedef struct groups {
-  group_sums *two_panels, *side_by_side[2], *one_by_one[GROUP]; /* of 1, 2 ... rows */
-} groups;
-
-#define GROUPS_OF(format)                                                                                              \
-  {GROUP_NAME(format, 4, 1),                                                                                           \
-   {GROUP_NAME(format, 2, 1), GROUP_NAME(format, 2, 2)},                                                               \
-   {GROUP_NAME(format, 1, 1), GROUP_NAME(format, 1, 2), GROUP_NAME(format, 1, 3), GROUP_NAME(format, 1, 4),            \
-    GROUP_NAME(format, 1, 5), GROUP_NAME(format, 1, 6)}}
-static const groups groups_of[] = {[UST_FORMAT_BF16] = GROUPS_OF(BF16),
-                                   [UST_FORMAT_Q8] = GROUPS_OF(Q8),
-                                   [UST_FORMAT_Q4] = GROUPS_OF(Q4),
-                                   [UST_FORMAT_Q4K] = GROUPS_OF(Q4K)};
+static void group_sums(const product *of, int strips, int rows, int strip, int row, ahead next, float *c) {
+  const size_t bytes = strip_bytes(of->w), c_stride = strips == 4 ? 2 * UST_PANEL : UST_PANEL;
+  const char *at = strip_of(of->w, strip);
+  if (of->w->format == UST_FORMAT_BF16)
+    bf16_groups[strips / 2][rows - 1]((bf16_strips){at, bytes, Q_LINE, block_count(of->w->cols) * BLOCK / 2}, next,
+                                      of->x + (size_t)row * of->x_stride, of->x_stride, c, c_stride);
+  else
+    integer_groups[of->w->format][strips / 2][rows - 1](at, bytes, next, quantised_head(of->w->format, of->w->cols),
+                                                        &of->integers, row, c, c_stride);
+}
 
 /* sums[row][output] of `panels` panels, [output] of two for a single row. */
 static void panel_sums(const product *of, int panel, int panels, int row, int rows, float *sums) {
-  const ust_format format = of->w->format;
-  const groups *how = &groups_of[format];
-  if (panels == 2) {
-    how->two_panels(of, 2 * panel, row, (ahead){0}, sums);
-    return;
-  }
   if (rows <= 2) {
-    how->side_by_side[rows - 1](of, 2 * panel, row, (ahead){0}, sums);
+    group_sums(of, 2 * panels, rows, 2 * panel, row, (ahead){0}, sums);
     return;
   }
-  const int most = format == UST_FORMAT_BF16 ? GROUP : INTEGER_GROUP, count = (rows + most - 1) / most;
-  const size_t bytes = strip_bytes(of->w), requests = (size_t)block_count(of->w->cols) * (size_t)requests_of(format);
+  const bool bf16 = of->w->format == UST_FORMAT_BF16;
+  const int most = bf16 ? GROUP : INTEGER_GROUP, count = (rows + most - 1) / most;
+  const size_t bytes = strip_bytes(of->w), requests = (size_t)block_count(of->w->cols) * (bf16 ? BLOCK / 2 : 8);
   const size_t step = bytes / requests;
   const char *strip = strip_of(of->w, 2 * panel);
   for (int s = 0; s < 2; s++, strip += bytes)
     for (int g = 0, r = 0; g < count; g++, r += most) {
       ahead next = {strip + DISTANCE, step};
       if (count > 1) next = (ahead){strip + bytes + (size_t)g * bytes / (size_t)count, step / (size_t)count + 1};
-      how->one_by_one[UST_MIN(most, rows - r) - 1](of, 2 * panel + s, row + r, next, sums + r * UST_PANEL + s * STRIP);
+      group_sums(of, 1, UST_MIN(most, rows - r), 2 * panel + s, row + r, next, sums + r * UST_PANEL + s * STRIP);
     }
 }
 
@@ -201,119 +185,17 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
   }
 }
 
-/* ---- keys and values ---- */
-
-static inline size_t kv_dim(int head_dim) {
-  return (size_t)UST_ROUND_UP(head_dim, 8);
-}
-static inline float *key_of(const void *kv, int head_dim, int slot) {
-  return (float *)kv + (size_t)(slot / 8) * 8 * kv_dim(head_dim) + slot % 8;
-}
-static inline float *value_of(const void *kv, int slots, int head_dim, int slot) {
-  return (float *)kv + (size_t)(slots + slot) * kv_dim(head_dim);
-}
-
-static size_t kv_bytes(int slots, int head_dim) {
-  return 2 * (size_t)slots * kv_dim(head_dim) * sizeof(float);
-}
-
-static void kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
-  float *key = key_of(kv, head_dim, slot);
-  for (int d = 0; d < head_dim; d++) key[d * 8] = k[d];
-  memcpy(value_of(kv, slots, head_dim, slot), v, (size_t)head_dim * sizeof(float));
-}
-
-static void kv_move(void *kv, int slots, int head_dim, int from, int to) {
-  const float *key_from = key_of(kv, head_dim, from);
-  float *key_to = key_of(kv, head_dim, to);
-  for (int d = 0; d < head_dim; d++) key_to[d * 8] = key_from[d * 8];
-  memmove(value_of(kv, slots, head_dim, to), value_of(kv, slots, head_dim, from), (size_t)head_dim * sizeof(float));
-}
-
-/* ---- attention: 4 rows at a time against 16 keys in lanes ---- */
-
-enum { QUERIES = 4 };
-
-static size_t attention_scratch(int rows, int slots, int head_dim) {
-  (void)rows;
-  return (QUERIES * (size_t)UST_ROUND_UP(slots, 32) + kv_dim(head_dim)) * sizeof(float);
-}
-
-/* s[r][slot] = q[r] . key, for slots up to `slot_end` */
-ALWAYS_INLINE void scores(const void *kv, int head_dim, int slot_end, const float *q, size_t q_stride, int rows,
-                          float *s, size_t s_stride) {
-  size_t next = 8 * kv_dim(head_dim);
-  for (int slot = 0; slot < slot_end; slot += 16) {
-    const float *keys = key_of(kv, head_dim, slot);
-    __m256 acc[QUERIES][2];
-    for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-    for (int d = 0; d < head_dim; d++) {
-      __m256 left = _mm256_load_ps(keys + 8 * d), right = _mm256_load_ps(keys + next + 8 * d);
-      for (int r = 0; r < rows; r++) {
-        __m256 a = _mm256_broadcast_ss(q + (size_t)r * q_stride + d);
-        acc[r][0] = _mm256_fmadd_ps(a, left, acc[r][0]);
-        acc[r][1] = _mm256_fmadd_ps(a, right, acc[r][1]);
-      }
-    }
-    for (int r = 0; r < rows; r++) {
-      _mm256_store_ps(s + (size_t)r * s_stride + slot, acc[r][0]);
-      _mm256_store_ps(s + (size_t)r * s_stride + slot + 8, acc[r][1]);
-    }
-  }
-}
-
-/* sum[8*vectors] = sum of p[i] times coordinates of position i's value, in position order */
-ALWAYS_INLINE void add_values(const float *values, size_t dim, const ust_attention_rows *rows, int row, const float *p,
-                              int vectors, float *sum) {
-  __m256 acc[8];
-  for (int v = 0; v < vectors; v++) acc[v] = _mm256_setzero_ps();
-  for (int i = 0; i < rows->keys[row]; i++) {
-    const float *value = values + (size_t)row_slot(rows, row, i) * dim;
-    __m256 weight = _mm256_broadcast_ss(p + i);
-    for (int v = 0; v < vectors; v++) acc[v] = _mm256_fmadd_ps(weight, _mm256_load_ps(value + 8 * v), acc[v]);
-  }
-  for (int v = 0; v < vectors; v++) _mm256_store_ps(sum + 8 * v, acc[v]);
-}
-
-static void attention(const void *kv, int slots, int head_dim, const ust_attention_rows *rows, const float *q,
-                      size_t q_stride, void *out, size_t out_stride, void *scratch) {
-  size_t s_stride = (size_t)UST_ROUND_UP(slots, 32), dim = kv_dim(head_dim);
-  float *s = scratch, *sum = s + QUERIES * s_stride, scale = 1.0f / sqrtf((float)head_dim);
-  const float *values = value_of(kv, slots, head_dim, 0);
-  for (int r0 = 0; r0 < rows->rows; r0 += QUERIES) {
-    int count = UST_MIN(QUERIES, rows->rows - r0), slot_end = 0;
-    for (int r = r0; r < r0 + count; r++) slot_end = UST_MAX(slot_end, row_slot(rows, r, rows->keys[r] - 1) + 1);
-    if (count == QUERIES)
-      scores(kv, head_dim, slot_end, q + (size_t)r0 * q_stride, q_stride, QUERIES, s, s_stride);
-    else
-      for (int r = 0; r < count; r++)
-        scores(kv, head_dim, slot_end, q + (size_t)(r0 + r) * q_stride, q_stride, 1, s + (size_t)r * s_stride,
-               s_stride);
-    for (int r = 0; r < count; r++) {
-      float *row = s + (size_t)r * s_stride;
-      row_order(row, rows, r0 + r);
-      float inverse = 1.0f / row_softmax(row, rows->keys[r0 + r], scale);
-      size_t d = 0;
-      for (; d + 64 <= dim; d += 64) add_values(values + d, dim, rows, r0 + r, row, 8, sum + d);
-      for (; d + 16 <= dim; d += 16) add_values(values + d, dim, rows, r0 + r, row, 2, sum + d);
-      for (; d < dim; d += 8) add_values(values + d, dim, rows, r0 + r, row, 1, sum + d);
-      float *to = (float *)out + (size_t)(r0 + r) * out_stride;
-      for (int i = 0; i < head_dim; i++) to[i] = sum[i] * inverse;
-    }
-  }
-}
+#include "kernel/avx2_attention.h"
 
 void ust_avx2_fill(ust_kernels *table) {
   rows_fill(table);
   training_fill(table);
-  strips_fill(table);
+  layout_fill(table);
   table->pack = pack;
   table->integers_bytes = integers_bytes;
   table->integers = to_integers;
   table->matmul = matmul;
-  table->kv_bytes = kv_bytes;
   table->kv_store = kv_store;
-  table->kv_move = kv_move;
   table->attention_scratch = attention_scratch;
   table->attention = attention;
 }

@@ -177,4 +177,25 @@ ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const c
     }
 }
 
+#define INTEGER_NAME(format, strips, rows) integers_##format##_##strips##_##rows
+#define INTEGER_GROUP_OF(format, strips, rows)                                                                         \
+  static void INTEGER_NAME(format, strips, rows)(const char *strip, size_t apart, ahead next, size_t head,             \
+                                                 const integers *x, int row, float *c, size_t c_stride) {              \
+    integer_sums(UST_FORMAT_##format, strips, rows, strip, apart, next, head, x, row, c, c_stride);                    \
+  }
+#define Q8_NAME(strips, rows) INTEGER_NAME(Q8, strips, rows)
+#define Q8_GROUP(strips, rows) INTEGER_GROUP_OF(Q8, strips, rows)
+#define Q4_NAME(strips, rows) INTEGER_NAME(Q4, strips, rows)
+#define Q4_GROUP(strips, rows) INTEGER_GROUP_OF(Q4, strips, rows)
+#define Q4K_NAME(strips, rows) INTEGER_NAME(Q4K, strips, rows)
+#define Q4K_GROUP(strips, rows) INTEGER_GROUP_OF(Q4K, strips, rows)
+EVERY_GROUP(Q8_GROUP)
+EVERY_GROUP(Q4_GROUP)
+EVERY_GROUP(Q4K_GROUP)
+typedef void integer_group(const char *strip, size_t apart, ahead next, size_t head, const integers *x, int row, float *c,
+                           size_t c_stride);
+static integer_group *const integer_groups[][STRIP_COUNTS][GROUP] = {[UST_FORMAT_Q8] = GROUP_TABLE(Q8_NAME),
+                                                                     [UST_FORMAT_Q4] = GROUP_TABLE(Q4_NAME),
+                                                                     [UST_FORMAT_Q4K] = GROUP_TABLE(Q4K_NAME)};
+
 #endif

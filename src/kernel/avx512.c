@@ -162,7 +162,7 @@ static void attention(const void *kv, int slots, int head_dim, const ust_attenti
 void ust_avx512_fill(ust_kernels *table) {
   rows_fill(table);
   training_fill(table);
-  layout_fill(table);
+  bf16_layout_fill(table);
   table->integers_bytes = integers_bytes;
   table->integers = vnni_integers;
   table->matmul = matmul;

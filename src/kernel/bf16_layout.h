@@ -1,13 +1,10 @@
-/* What the avx512 and amx levels share, as static functions for their two files: packing, and keys and values.
- *
- * Keys and values of a head, dim = head_dim rounded up to 32: keys in blocks of 16 slots, [slot/16][dim/2][16][2]
- * bf16, then values by pairs of slots, [slot/2][dim][2] bf16: both are AMX tiles too. */
+/* layout.h's matrices, keys and values written and read with AVX-512, for the files of the avx512 and amx levels. */
 #ifndef UST_KERNEL_BF16_LAYOUT_H
 #define UST_KERNEL_BF16_LAYOUT_H
 
 #include <immintrin.h>
 
-#include "kernel/strips.h"
+#include "kernel/layout.h"
 
 /* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
 static inline const char *panel_after(const ust_matrix *w, int panel, int begin, int end) {
@@ -125,17 +122,6 @@ static void layout_pack(ust_matrix *m, int row, int count, const float *source, 
 
 /* ---- keys and values ---- */
 
-static inline int kv_dim(int head_dim) {
-  return UST_ROUND_UP(head_dim, 32);
-}
-static inline uint16_t *kv_values(void *kv, int slots, int dim) {
-  return (uint16_t *)kv + (size_t)slots * dim;
-}
-
-static size_t layout_kv_bytes(int slots, int head_dim) {
-  return 2 * (size_t)slots * kv_dim(head_dim) * 2;
-}
-
 /* 16 coordinates from `d` on; zeros past the head's last. */
 static inline __m512 head_lanes(const float *x, int d, int head_dim) {
   int left = UST_MAX(0, UST_MIN(16, head_dim - d));
@@ -153,17 +139,6 @@ static void layout_kv_store(void *kv, int slots, int head_dim, int slot, const f
   for (int d = 0; d < dim; d += 16, value += 32) {
     __m512 x = head_lanes(v, d, head_dim);
     _mm512_storeu_si512(value, _mm512_mask_mov_epi16(_mm512_loadu_si512(value), half, pair_bf16(x, x)));
-  }
-}
-
-static void layout_kv_move(void *kv, int slots, int head_dim, int from, int to) {
-  int dim = kv_dim(head_dim);
-  uint16_t *keys = kv, *values = kv_values(kv, slots, dim);
-  for (int d = 0; d < dim; d++) {
-    size_t pair = (size_t)(d / 2) * 32 + d % 2;
-    keys[(size_t)(to / 16) * 16 * dim + (to % 16) * 2 + pair] =
-        keys[(size_t)(from / 16) * 16 * dim + (from % 16) * 2 + pair];
-    values[(size_t)(to / 2) * 2 * dim + to % 2 + d * 2] = values[(size_t)(from / 2) * 2 * dim + from % 2 + d * 2];
   }
 }
 
@@ -190,12 +165,10 @@ static inline void values_add(const uint16_t *values, int dim, const ust_attenti
   }
 }
 
-static inline void layout_fill(ust_kernels *table) {
-  strips_fill(table);
+static inline void bf16_layout_fill(ust_kernels *table) {
+  layout_fill(table);
   table->pack = layout_pack;
-  table->kv_bytes = layout_kv_bytes;
   table->kv_store = layout_kv_store;
-  table->kv_move = layout_kv_move;
 }
 
 #endif

@@ -2,7 +2,7 @@
  * a row of a token tree, evaluated in any company with its ancestors scattered over the slots, has the bits of
  * the same row alone with its keys in order.
  *
- * Bound. Scores are f32 sums: |ds| <= 1e-6 sum|q k| / sqrt(d). From AVX-512 on keys and values are kept in bf16, so
+ * Bound. Scores are f32 sums: |ds| <= 1e-6 sum|q k| / sqrt(d). From AVX2 on keys and values are kept in bf16, so
  * these levels get q, k and v that are bf16 already. Levels with bf16 activations may round each probability to
  * bf16 for the matrix unit, and round the result: 2^-8 relative each. So
  * |error| <= sum p|v| (2^-8 or 0, + 2 max|ds| + 2e-6) + (2^-8 or 2^-24) |out|. */
@@ -25,7 +25,7 @@ static float key_scale;
 
 static float random_input(const ust_kernels *kernels, float most) {
   float x = uniform(-most, most);
-  return kernels->isa >= UST_ISA_AVX512 ? round_bf16(x) : x;
+  return kernels->isa >= UST_ISA_AVX2 ? round_bf16(x) : x;
 }
 
 /* The slots of a node's ancestors and itself, in position order. */
