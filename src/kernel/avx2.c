@@ -17,24 +17,66 @@ static inline activation to_activation(float x) {
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+/* ---- packing ---- */
+
+/* 8 f32 whose upper halves are the values rounded to the nearest bf16, ties to even. */
+ALWAYS_INLINE __m256i round_bf16(const float *x) {
+  __m256i bits = _mm256_loadu_si256((const void *)x);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(bits, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd));
+}
+
+/* 16 inputs of 8 columns that are consecutive in the source -> half of 8 lines. */
+static void pack_lines(const float *source, size_t row_stride, char *to) {
+  __m256i pairs[8], t[8];
+  for (int c = 0; c < 8; c++) {
+    __m256i low = _mm256_srli_epi32(round_bf16(source + (size_t)c * row_stride), 16);
+    __m256i high = _mm256_srli_epi32(round_bf16(source + (size_t)c * row_stride + 8), 16);
+    pairs[c] = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+  }
+  for (int i = 0; i < 8; i += 2) { /* transposes 8 x 8 pairs */
+    t[i] = _mm256_unpacklo_epi32(pairs[i], pairs[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(pairs[i], pairs[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; k++) {
+      pairs[i + 2 * k] = _mm256_unpacklo_epi64(t[i + k], t[i + 2 + k]);
+      pairs[i + 2 * k + 1] = _mm256_unpackhi_epi64(t[i + k], t[i + 2 + k]);
+    }
+  for (int i = 0; i < 4; i++) {
+    _mm256_store_si256((void *)(to + i * Q_LINE), _mm256_permute2x128_si256(pairs[i], pairs[i + 4], 0x20));
+    _mm256_store_si256((void *)(to + (i + 4) * Q_LINE), _mm256_permute2x128_si256(pairs[i], pairs[i + 4], 0x31));
+  }
+}
+
+/* The first `count` columns of a strip, inputs from `k` on. */
+static void pack_columns(char *strip, int count, int k, int cols, const float *source, size_t row_stride,
+                         size_t col_stride) {
+  uint16_t *to = (uint16_t *)(void *)strip;
+  for (; k < cols; k++)
+    for (int c = 0; c < count; c++)
+      to[k / 2 * 2 * STRIP + c * 2 + k % 2] = ust_f32_to_bf16(source[(size_t)c * row_stride + (size_t)k * col_stride]);
+}
+
 static void pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
-  for (int r0 = row; r0 < row + count; r0 += STRIP) {
-    int columns = UST_MIN(STRIP, row + count - r0), blocks = block_count(m->cols);
-    const float *from = source + (size_t)(r0 - row) * row_stride;
-    uint16_t *to = (uint16_t *)(uintptr_t)strip_of(m, r0 / STRIP);
-    if (m->cols % BLOCK || columns < STRIP) memset(to, 0, strip_bytes(m));
-    for (int k = 0; k < m->cols; k++)
-      for (int c = 0; c < columns; c++)
-        to[k / 2 * 2 * STRIP + c * 2 + k % 2] = ust_f32_to_bf16(from[(size_t)c * row_stride + (size_t)k * col_stride]);
-    to += (size_t)blocks * TILE / sizeof *to;
-    if (r0 + STRIP >= row + count && r0 / STRIP % 2 == 0) memset(to, 0, strip_bytes(m)); /* the panel's other strip */
+  for (int r = row; r < UST_ROUND_UP(row + count, UST_PANEL); r += STRIP) {
+    const int columns = UST_MAX(0, UST_MIN(STRIP, row + count - r));
+    const float *from = source + (size_t)(r - row) * row_stride;
+    char *strip = (char *)(uintptr_t)strip_of(m, r / STRIP);
+    int k = 0;
+    if (m->cols % BLOCK || columns < STRIP) memset(strip, 0, strip_bytes(m));
+    if (col_stride == 1 && columns == STRIP)
+      for (; k + 16 <= m->cols; k += 16)
+        for (int c = 0; c < STRIP; c += 8)
+          pack_lines(from + (size_t)c * row_stride + k, row_stride, strip + k / 2 * Q_LINE + c * 4);
+    pack_columns(strip, columns, k, m->cols, from, row_stride, col_stride);
   }
 }
 
 /* ---- matmul ----
  *
- * One or two rows are bound by memory, and hardware reads more of it in four or two streams than in one, and best left
- * alone: the strips of one or two panels lie side by side. More rows take the strips one after the other, since their
+ * One row, or two where a weight has eight bits or more, is bound by memory, and hardware reads more of it in four or two
+ * streams than in one, and best left alone: the strips of one or two panels lie side by side. More rows take the strips one after the other, since their
  * sums fill the registers, and ask for what follows early: a group of rows in one pass over the strip, more groups in
  * as many passes, for which the strip stays in the second-level cache. */
 
@@ -149,7 +191,7 @@ static void group_sums(const product *of, int strips, int rows, int strip, int r
 
 /* sums[row][output] of `panels` panels, [output] of two for a single row. */
 static void panel_sums(const product *of, int panel, int panels, int row, int rows, float *sums) {
-  if (rows <= 2) {
+  if (rows == 1 || (rows == 2 && (of->w->format == UST_FORMAT_BF16 || of->w->format == UST_FORMAT_Q8))) {
     group_sums(of, 2 * panels, rows, 2 * panel, row, (ahead){0}, sums);
     return;
   }

@@ -6,13 +6,6 @@
 #ifndef UST_KERNEL_AVX2_ATTENTION_H
 #define UST_KERNEL_AVX2_ATTENTION_H
 
-/* f32 whose upper halves are the values rounded to the nearest bf16, ties to even. */
-ALWAYS_INLINE __m256i round_bf16(const float *x) {
-  __m256i bits = _mm256_loadu_si256((const void *)x);
-  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_add_epi32(bits, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd));
-}
-
 static void kv_store(void *kv, int slots, int head_dim, int slot, const float *k, const float *v) {
   const int dim = kv_dim(head_dim);
   uint32_t *key = (uint32_t *)kv + (size_t)(slot / 16) * 8 * (size_t)dim + slot % 16;

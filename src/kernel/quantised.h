@@ -70,7 +70,17 @@ static void quantised_put(ust_format format, char *strip, size_t head, int block
     q[i / 4 * Q_LINE + i % 4] = (uint8_t)(format == UST_FORMAT_Q8 ? run->q[i] ^ 0x80 : run->q[i] | run->q[i + 16] << 4);
 }
 
-/* The inverse. */
+/* The same for the block of a column that GGUF stores in the order of the lines, Q8's or Q4's. */
+static inline void quantised_copy(ust_format format, char *strip, int block, int column, const void *blocks) {
+  const ust_q8_block *q8 = (const ust_q8_block *)blocks + block;
+  const ust_q4_block *q4 = (const ust_q4_block *)blocks + block;
+  const char *from = format == UST_FORMAT_Q8 ? (const char *)q8->q : (const char *)q4->q;
+  char *to = strip + quantised_lines_at(format, block) + column * 4;
+  for (int line = 0; line < quantised_lines(format); line++) memcpy(to + line * Q_LINE, from + line * 4, 4);
+  memcpy(strip + quantised_scales_at(format, block) + column * 2, format == UST_FORMAT_Q8 ? &q8->scale : &q4->scale, 2);
+}
+
+/* The inverse of quantised_put(). */
 static void quantised_get(ust_format format, const char *strip, size_t head, int block, int column, ust_run *run) {
   const char *scales = strip + head + quantised_scales_at(format, block);
   const uint8_t *q = (const uint8_t *)strip + head + quantised_lines_at(format, block) + column * 4;
@@ -95,6 +105,10 @@ static void quantised_pack(ust_matrix *m, int row, int count, const void *source
     char *strip = (char *)m->data + (size_t)(r / Q_COLUMNS) * strip_bytes;
     for (int b = 0; b < quantised_blocks(m->cols); b++) {
       ust_run run = {0};
+      if (r < row + count && b < blocks && m->format != UST_FORMAT_Q4K) {
+        quantised_copy(m->format, strip, b, r % Q_COLUMNS, (const char *)source + (size_t)(r - row) * row_bytes);
+        continue;
+      }
       if (r < row + count && b < blocks)
         ust_run_load(m->format, (const char *)source + (size_t)(r - row) * row_bytes, b, &run);
       quantised_put(m->format, strip, head, b, r % Q_COLUMNS, &run);

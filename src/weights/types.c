@@ -12,14 +12,12 @@ static float load_f16(const unsigned char *b) {
   return ust_f16_to_f32(load_u16(b));
 }
 
-static void decode_f32(const unsigned char *block, float *out) {
-  memcpy(out, block, sizeof *out);
+/* Elements that are blocks of their own, many at a time. */
+static void decode_f16(const unsigned char *data, size_t count, float *out) {
+  for (size_t i = 0; i < count; i++) out[i] = load_f16(data + 2 * i);
 }
-static void decode_f16(const unsigned char *block, float *out) {
-  *out = load_f16(block);
-}
-static void decode_bf16(const unsigned char *block, float *out) {
-  *out = ust_bf16_to_f32(load_u16(block));
+static void decode_bf16(const unsigned char *data, size_t count, float *out) {
+  for (size_t i = 0; i < count; i++) out[i] = ust_bf16_to_f32(load_u16(data + 2 * i));
 }
 
 static void decode_runs(ust_format format, const unsigned char *block, float *out) {
@@ -96,9 +94,9 @@ static const struct {
   ust_type type;
   const char *name;
   int elements, bytes; /* of a block */
-  void (*decode)(const unsigned char *block, float *out);
-} types[] = {{UST_TYPE_F32, "f32", 1, 4, decode_f32},       {UST_TYPE_F16, "f16", 1, 2, decode_f16},
-             {UST_TYPE_BF16, "bf16", 1, 2, decode_bf16},    {UST_TYPE_Q8_0, "q8_0", 32, 34, decode_q8_0},
+  void (*decode)(const unsigned char *block, float *out); /* NULL: blocks of one element */
+} types[] = {{UST_TYPE_F32, "f32", 1, 4, NULL},             {UST_TYPE_F16, "f16", 1, 2, NULL},
+             {UST_TYPE_BF16, "bf16", 1, 2, NULL},           {UST_TYPE_Q8_0, "q8_0", 32, 34, decode_q8_0},
              {UST_TYPE_Q4_0, "q4_0", 32, 18, decode_q4_0},  {UST_TYPE_Q4_1, "q4_1", 32, 20, decode_q4_1},
              {UST_TYPE_Q5_0, "q5_0", 32, 22, decode_q5_0},  {UST_TYPE_Q5_1, "q5_1", 32, 24, decode_q5_1},
              {UST_TYPE_Q4_K, "q4_k", 256, 144, decode_q4_k}, {UST_TYPE_Q5_K, "q5_k", 256, 176, decode_q5_k},
@@ -138,6 +136,10 @@ void ust_weights_decode(ust_type type, const unsigned char *data, size_t count, 
   size_t elements = (size_t)types[i].elements, bytes = (size_t)types[i].bytes;
   if (type == UST_TYPE_F32)
     memcpy(out, data, count * sizeof *out);
+  else if (type == UST_TYPE_F16)
+    decode_f16(data, count, out);
+  else if (type == UST_TYPE_BF16)
+    decode_bf16(data, count, out);
   else
     for (; count > 0; count -= elements, data += bytes, out += elements) types[i].decode(data, out);
 }
