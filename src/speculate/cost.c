@@ -65,6 +65,15 @@ static double known_seconds(const ust_cost *cost, int rows) {
   return 0;
 }
 
+/* What is to be expected of so many rows: the straight line through the nearest two points. */
+static double guess(const ust_cost *cost, int rows) {
+  if (cost->points < 2) return 0;
+  int i = 0;
+  while (i + 2 < cost->points && cost->rows[i + 1] < rows) i++;
+  double slope = (cost->seconds[i + 1] - cost->seconds[i]) / (cost->rows[i + 1] - cost->rows[i]);
+  return cost->seconds[i] + slope * (rows - cost->rows[i]);
+}
+
 /* A pass of more rows never costs less: what a curve says otherwise is a disturbance. */
 static void flatten(ust_cost *cost) {
   for (int i = cost->points - 1; i > 0; i--) cost->seconds[i - 1] = UST_MIN(cost->seconds[i - 1], cost->seconds[i]);
@@ -78,7 +87,8 @@ bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust
   for (int repeat = 0; repeat < 3; repeat++) /* the first: only what is lacking */
     for (int i = 0; i < count; i++) {
       double known = known_seconds(cost, order[i]);
-      if (order[i] > most || (known > 0 && repeat == 0) || (spent > budget && cost->points >= 2)) continue;
+      bool affordable = cost->points < 2 || spent + guess(cost, order[i]) <= budget;
+      if (order[i] > most || (known > 0 && repeat == 0) || !affordable) continue;
       uint64_t start = ust_clock_ns();
       pass(user, order[i]);
       double seconds = (double)(ust_clock_ns() - start) * 1e-9;

@@ -6,7 +6,7 @@
 
 #include "model/model.h"
 
-enum { UST_COST_POINTS = 7 };
+enum { UST_COST_POINTS = 10 };
 
 /* Seconds of a pass by rows: measured at some row counts, straight lines between, times a drift learned from the
  * passes since. */
@@ -31,7 +31,7 @@ void ust_cost_fade(ust_cost *cost);
 typedef void (*ust_pass_fn)(void *user, int rows);
 
 /* Times passes of the row counts order[0 … count-1], those above `most` left out: those the curve lacks until it has two
- * points at least and while `budget` seconds last, then all again while they last. Of two measurements the smaller stays:
+ * points at least and as far as `budget` seconds should last, then all again while they do. Of two measurements the smaller stays:
  * what was measured while the machine was busy is not believed for ever. True: the curve is another one. */
 bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget);

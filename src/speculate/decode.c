@@ -67,13 +67,14 @@ static void time_draft(void *user, int rows) {
 
 /* Fills the planner's cost curves: from the cache, and what is missing there by passes over chains of tokens. */
 static void find_costs(ust_decoder *d) {
-  static const int target_rows[] = {1, 32, 16, UST_TARGET_ROWS, 8, 48}, draft_rows[] = {1, 8, UST_DRAFT_ROWS, 16, 4};
+  static const int target_rows[] = {1, 8, 32, 16, UST_TARGET_ROWS, 4, 2, 6, 12, 48};
+  static const int draft_rows[] = {1, 8, UST_DRAFT_ROWS, 16, 4};
   const ust_decoder_options *o = &d->options;
   char key[UST_COST_KEY];
   ust_cost *cost = &d->planner.target_cost;
   ust_cost_key(o->target, o->isa, "target", key);
   ust_cost_load(cost, o->cache, key);
-  if (ust_cost_measure(cost, target_rows, 6, o->context, time_target, d, 0.1))
+  if (ust_cost_measure(cost, target_rows, UST_COST_POINTS, o->context, time_target, d, 0.25))
     ust_cost_save(cost, o->cache, key);
   if (o->draft) {
     cost = &d->planner.draft_cost;
@@ -269,7 +270,7 @@ static void remember(ust_decoder *d, int node) {
 /* Every candidate proposed after `node` was right or wrong: the stages' records learn it. */
 static void learn(ust_decoder *d, int node, int32_t choice) {
   const ust_tree *tree = &d->tree;
-  bool draft_covered = false, text_covered = false, added = false, evaluated = tree->nodes[node].draft_node >= 0;
+  bool draft_covered = false, text_covered = false, passed = false, evaluated = tree->nodes[node].draft_node >= 0;
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling) {
     const ust_node *n = &tree->nodes[child];
     bool hit = n->token == choice;
@@ -279,10 +280,10 @@ static void learn(ust_decoder *d, int node, int32_t choice) {
     if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0] + n->draft_cell, hit);
     draft_covered = draft_covered || (hit && n->draft_cell >= 0);
     text_covered = text_covered || (hit && n->text_cell >= 0);
-    added = added || (hit && n->text_cell < 0 && n->row >= 0);
+    passed = passed || (hit && n->row >= 0);
   }
   if (evaluated) ust_record_observe(&d->planner.draft_covers, draft_covered);
-  if (evaluated) ust_record_observe(&d->planner.draft_adds[tree->nodes[node].known], added);
+  if (evaluated) ust_record_observe(&d->planner.evaluated[tree->nodes[node].known], passed);
   if (tree->nodes[node].text_done) ust_record_observe(&d->planner.text_covers, text_covered);
 }
 

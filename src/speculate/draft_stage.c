@@ -120,18 +120,25 @@ static double row_price(const ust_draft_stage *stage, const ust_tree *tree) {
   return ust_planner_rate(planner) * seconds / NEXT;
 }
 
-/* Tokens that the text stage brings after one that the draft added, less their rows in the target's pass. `reach`: of
- * the token. */
-static double text_follows(const ust_planner *planner, double reach, double row) {
-  double chance = (double)ust_record_chance(&planner->text_covers, 1), next = reach * chance, tokens = 0;
-  for (int depth = 0; depth < UST_TREE_DEEPEST && next > row; depth++, next *= chance) tokens += next - row;
+/* Tokens that a candidate of this reach and what look-ups find behind it bring, less their rows in the target's pass. */
+static double worth_of(const ust_planner *planner, const ust_text_stage *text, double reach, double row) {
+  double chance = text ? (double)ust_record_chance(&planner->text_covers, 1) : 0, tokens = 0;
+  for (int depth = 0; depth < UST_TREE_DEEPEST && reach > row; depth++, reach *= chance) tokens += reach - row;
   return tokens;
 }
 
-/* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. What
- * evaluating a node brings is the chance to get there times the chance that the target's choice will be in its pass
- * thanks to the draft alone, which is small where the text stage knows it; and with it come the tokens that the text stage
- * finds from there on. A row of the target's pass is counted for it as often as the draft adds something there. */
+/* What evaluating a node brings: a candidate as good as those after evaluated nodes of its kind have been, instead of
+ * the text stage's. */
+static double gain_of(const ust_planner *planner, const ust_text_stage *text, const ust_tree *tree, int node, double row) {
+  const ust_node *n = &tree->nodes[node];
+  double known = 0, chance = (double)ust_record_chance(&planner->evaluated[n->known], 1);
+  for (int child = n->first_child; child >= 0; child = tree->nodes[child].next_sibling)
+    known += worth_of(planner, text, (double)tree->nodes[child].reach, row);
+  return worth_of(planner, text, (double)n->reach * chance, row) - known;
+}
+
+/* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. The text
+ * stage proposes what follows each of them, so that one pass evaluates several levels. */
 static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
@@ -145,14 +152,13 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
     int node = best_open(tree, chosen, deepest, &planner->shape);
     if (node < 0) break;
     ust_node *n = &tree->nodes[node];
-    double reach = (double)n->reach;
-    double worth = reach - row + (text ? text_follows(planner, reach, row) : 0);
-    if (!fixed && !ust_planner_hopes(price, count, most, gain, worth, best_value)) break;
+    double most_gain = worth_of(planner, text, (double)n->reach, row);
+    if (!fixed && !ust_planner_hopes(price, count, most, gain, most_gain, best_value)) break;
     chosen[node] = true;
     chosen_nodes[count++] = node;
     if (text) ust_text_propose(text, tree, node, history, sampling);
     n->known = (int8_t)known_after(tree, node);
-    gain += worth * (double)ust_record_chance(&planner->draft_adds[n->known], 1);
+    gain += gain_of(planner, text, tree, node, row);
     double value = gain - price[count];
     if (value > best_value || fixed) {
       best_value = value;
@@ -190,7 +196,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   if (count == 0) {
     if (first) {
       ust_record_fade(&stage->planner->draft_covers);
-      for (int known = 0; known < UST_KNOWN; known++) ust_record_fade(&stage->planner->draft_adds[known]);
+      for (int known = 0; known < UST_KNOWN; known++) ust_record_fade(&stage->planner->evaluated[known]);
       ust_cost_fade(&stage->planner->draft_cost);
     }
     return false;

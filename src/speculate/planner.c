@@ -50,8 +50,7 @@ int ust_planner_known(float chance) {
 void ust_planner_init(ust_planner *p) {
   *p = (ust_planner){0};
   p->draft_covers = believed(0.8f);
-  for (int known = 0; known < UST_KNOWN; known++)
-    p->draft_adds[known] = believed(0.7f * (1 - (float)known / UST_KNOWN));
+  for (int known = 0; known < UST_KNOWN; known++) p->evaluated[known] = believed(0.7f + 0.05f * (float)known);
   p->text_covers = believed(0.6f);
   p->unconfirmed = believed(0.03f);
   for (int rank = 0; rank < UST_CANDIDATES; rank++)

@@ -36,7 +36,7 @@ typedef struct ust_planner {
   ust_cost target_cost, draft_cost;
   double tokens, seconds;  /* lately; their ratio is the rate */
   ust_record draft_covers; /* the target's choice was among the draft's candidates */
-  ust_record draft_adds[UST_KNOWN]; /* it was in the pass thanks to the draft alone; [how much was known without it] */
+  ust_record evaluated[UST_KNOWN]; /* it was in the pass, after a token the draft evaluated; [what was known before] */
   ust_record text_covers;  /* the same of the text stage's */
   ust_record unconfirmed;  /* the text stage proposed it, the draft evaluated its parent and did not */
   ust_record draft_hits[UST_CANDIDATES][UST_GAPS];
