@@ -84,12 +84,13 @@ understudy_status ust_file_slurp(const char *path, size_t limit, char **data, si
  * standard input. */
 understudy_status ust_input_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err);
 
-/* A file being written: bytes go to a temporary file beside `path`, which replaces `path` only in
- * ust_writer_commit() (after fsync), so that a reader never sees half a file. The first failure sticks:
- * write calls may go unchecked until commit. */
+/* A file being written: bytes go to a file beside `path` that has no name yet, or where that cannot be, to a temporary
+ * file; it replaces `path` only in ust_writer_commit() (after fsync), so that a reader never sees half a file. The first
+ * failure sticks: write calls may go unchecked until commit. */
 typedef struct ust_writer {
   FILE *stream;
   char *path, *temporary;
+  bool nameless; /* `temporary` is yet to come */
   uint64_t written;
   int failure; /* errno of the first failed write */
 } ust_writer;

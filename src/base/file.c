@@ -112,6 +112,28 @@ understudy_status ust_input_slurp(const char *path, size_t limit, char **data, s
   return UNDERSTUDY_OK;
 }
 
+/* A file without a name in the directory of `path`, that nothing is left of when the process is killed; -1 where the
+ * system cannot make one, or not name it later. */
+static int open_nameless(const char *path) {
+#ifdef O_TMPFILE
+  const char *slash = strrchr(path, '/');
+  char *directory = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+  int fd = directory && access("/proc/self/fd", X_OK) == 0 ? open(directory, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666) : -1;
+  free(directory);
+  return fd;
+#else
+  (void)path;
+  return -1;
+#endif
+}
+
+/* Gives it one. */
+static int name_file(int fd, const char *name) {
+  char place[32];
+  snprintf(place, sizeof place, "/proc/self/fd/%d", fd);
+  return linkat(AT_FDCWD, place, AT_FDCWD, name, AT_SYMLINK_FOLLOW);
+}
+
 understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err) {
   *writer = (ust_writer){0};
   size_t length = strlen(path) + 32;
@@ -124,7 +146,10 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   struct stat info;
   bool in_place = stat(path, &info) == 0 && !S_ISREG(info.st_mode); /* a device or pipe must not be replaced */
   snprintf(writer->temporary, length, "%s.%d.tmp", path, (int)getpid());
-  writer->stream = fopen(in_place ? path : writer->temporary, "wbe");
+  int nameless = in_place ? -1 : open_nameless(path);
+  writer->nameless = nameless >= 0;
+  writer->stream = nameless >= 0 ? fdopen(nameless, "wb") : fopen(in_place ? path : writer->temporary, "wbe");
+  if (!writer->stream && nameless >= 0) close(nameless);
   if (writer->stream && in_place) {
     free(writer->temporary);
     writer->temporary = NULL;
@@ -151,6 +176,7 @@ understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err) {
   writer->stream = NULL;
   if (!failure && fflush(stream) != 0) failure = errno;
   if (!failure && writer->temporary && fsync(fileno(stream)) != 0) failure = errno;
+  if (!failure && writer->nameless && name_file(fileno(stream), writer->temporary) != 0) failure = errno;
   if (fclose(stream) != 0 && !failure) failure = errno;
   if (!failure && writer->temporary && rename(writer->temporary, writer->path) != 0) failure = errno;
   understudy_status status = UNDERSTUDY_OK;
