@@ -74,6 +74,13 @@ static double guess(const ust_cost *cost, int rows) {
   return cost->seconds[i] + slope * (rows - cost->rows[i]);
 }
 
+/* The machine of today reads and multiplies at another speed than that of the curve's day: one row is to cost `seconds`, and
+ * all others as many times that as ever. */
+static void scale_to(ust_cost *cost, double seconds) {
+  double known = known_seconds(cost, 1);
+  for (int i = 0; i < cost->points && known > 0; i++) cost->seconds[i] *= seconds / known;
+}
+
 /* A pass of more rows never costs less: what a curve says otherwise is a disturbance. */
 static void flatten(ust_cost *cost) {
   for (int i = cost->points - 1; i > 0; i--) cost->seconds[i - 1] = UST_MIN(cost->seconds[i - 1], cost->seconds[i]);
@@ -81,24 +88,26 @@ static void flatten(ust_cost *cost) {
 
 bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget) {
+  ust_cost now = {.drift = 1}; /* what passes take today */
   double spent = 0;
-  bool changed = false;
-  assert(count <= UST_COST_POINTS);
-  for (int repeat = 0; repeat < 3; repeat++) /* the first: only what is lacking */
+  assert(count <= UST_COST_POINTS && order[0] == 1);
+  for (int repeat = 0; repeat < 4; repeat++) /* the first: only what is lacking, and one row */
     for (int i = 0; i < count; i++) {
-      double known = known_seconds(cost, order[i]);
-      bool affordable = cost->points < 2 || spent + guess(cost, order[i]) <= budget;
-      if (order[i] > most || (known > 0 && repeat == 0) || !affordable) continue;
+      bool lacking = known_seconds(cost, order[i]) == 0 || i == 0, needed = cost->points < 2;
+      if (order[i] > most || (repeat == 0 && !lacking)) continue;
+      if (now.points > 0 && !needed && spent + guess(cost, order[i]) > budget) continue;
       uint64_t start = ust_clock_ns();
       pass(user, order[i]);
-      double seconds = (double)(ust_clock_ns() - start) * 1e-9;
+      double seconds = (double)(ust_clock_ns() - start) * 1e-9, before = known_seconds(&now, order[i]);
       spent += seconds;
-      if (known > 0 && known <= seconds) continue;
-      ust_cost_add(cost, order[i], seconds);
-      changed = true;
+      ust_cost_add(&now, order[i], before > 0 ? UST_MIN(before, seconds) : seconds);
+      if (i == 0 && repeat == 0) scale_to(cost, seconds);
+      if (known_seconds(cost, order[i]) == 0) ust_cost_add(cost, order[i], seconds);
     }
+  for (int i = 0; i < now.points; i++)
+    ust_cost_add(cost, now.rows[i], sqrt(known_seconds(cost, now.rows[i]) * now.seconds[i]));
   flatten(cost);
-  return changed;
+  return now.points > 0;
 }
 
 /* ---- the file: a header that is the key, a line "ROWS NANOSECONDS" a point, a checksum ---- */

@@ -30,9 +30,10 @@ void ust_cost_fade(ust_cost *cost);
 /* Does one pass of so many rows. */
 typedef void (*ust_pass_fn)(void *user, int rows);
 
-/* Times passes of the row counts order[0 … count-1], those above `most` left out: those the curve lacks until it has two
- * points at least and as far as `budget` seconds should last, then all again while they do. Of two measurements the smaller stays:
- * what was measured while the machine was busy is not believed for ever. True: the curve is another one. */
+/* Times passes of the row counts order[0 ... count-1], the first of them 1, those above `most` left out: one row, to which
+ * the whole curve is scaled; those the curve lacks until it has two points at least and as far as `budget` seconds should
+ * last; then all again while they do. Of the measurements of a call the smallest counts, since other work only makes a
+ * pass slower, and as much as what was known before. True: the curve is another one. */
 bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget);
 

@@ -109,18 +109,8 @@ static int known_after(const ust_tree *tree, int node) {
   return ust_planner_known(chance);
 }
 
-/* What a further row of the target's pass costs, in tokens, where the tree stands with a row for each node evaluated. */
-static double row_price(const ust_draft_stage *stage, const ust_tree *tree) {
-  enum { NEXT = 8 };
-  const ust_planner *planner = stage->planner;
-  int rows = 1;
-  for (int i = 0; i < tree->count; i++) rows += tree->nodes[i].draft_node >= 0;
-  rows = UST_MIN(rows, UST_TARGET_ROWS - NEXT);
-  double seconds = ust_cost_of(&planner->target_cost, rows + NEXT) - ust_cost_of(&planner->target_cost, rows);
-  return ust_planner_rate(planner) * seconds / NEXT;
-}
-
-/* Tokens that a candidate of this reach and what look-ups find behind it bring, less their rows in the target's pass. */
+/* Tokens that a candidate of this reach and what look-ups find behind it bring, less what their rows in the target's pass
+ * bring otherwise. */
 static double worth_of(const ust_planner *planner, const ust_text_stage *text, double reach, double row) {
   double chance = text ? (double)ust_record_chance(&planner->text_covers, 1) : 0, tokens = 0;
   for (int depth = 0; depth < UST_TREE_DEEPEST && reach > row; depth++, reach *= chance) tokens += reach - row;
@@ -143,7 +133,7 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
   bool chosen[UST_TREE_CAPACITY] = {false}, fixed = planner->shape.length > 0;
-  double rate = ust_planner_rate(planner), row = row_price(stage, tree), price[UST_DRAFT_ROWS + 1];
+  double rate = ust_planner_rate(planner), row = ust_planner_row(planner), price[UST_DRAFT_ROWS + 1];
   double gain = 0, best_value = 0;
   int most = UST_MIN(UST_DRAFT_ROWS, UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing);
   int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;

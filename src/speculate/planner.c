@@ -79,6 +79,16 @@ double ust_planner_rate(const ust_planner *p) {
   return UST_MAX(rate, plain > 0 ? 1 / plain : 0);
 }
 
+double ust_planner_row(const ust_planner *p) {
+  enum { FEW = 8 };
+  if (p->row > 0) return p->row;
+  return ust_planner_rate(p) * (ust_cost_of(&p->target_cost, FEW) - ust_cost_of(&p->target_cost, 1)) / (FEW - 1);
+}
+
+void ust_planner_observe_row(ust_planner *p, double tokens) {
+  p->row = 0.9 * ust_planner_row(p) + 0.1 * tokens;
+}
+
 void ust_planner_observe_step(ust_planner *p, int tokens, double seconds) {
   p->tokens = 0.95 * p->tokens + tokens;
   p->seconds = 0.95 * p->seconds + seconds;
