@@ -226,7 +226,8 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
       best = count;
     }
   }
-  ust_planner_observe_row(&d->planner, best > 1 ? (double)tree->nodes[nodes[best - 1]].reach : price[2] - price[1]);
+  double last = best > 1 ? (double)tree->nodes[nodes[best - 1]].reach : HUGE_VAL;
+  ust_planner_observe_row(&d->planner, UST_MIN(last, price[UST_MIN(best + 1, UST_TARGET_ROWS)] - price[best]));
   d->report.expected_tokens += best_expected;
   d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best);
   for (int row = best; row < count; row++) tree->nodes[nodes[row]].row = -1;

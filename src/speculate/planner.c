@@ -86,7 +86,7 @@ double ust_planner_row(const ust_planner *p) {
 }
 
 void ust_planner_observe_row(ust_planner *p, double tokens) {
-  p->row = 0.9 * ust_planner_row(p) + 0.1 * tokens;
+  p->row = 0.9 * ust_planner_row(p) + 0.1 * UST_MAX(tokens, 0.0);
 }
 
 void ust_planner_observe_step(ust_planner *p, int tokens, double seconds) {

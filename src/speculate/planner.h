@@ -35,7 +35,7 @@ typedef struct ust_planner {
   ust_shape shape; /* a fixed one for experiments: nothing is weighed then */
   ust_cost target_cost, draft_cost;
   double tokens, seconds;  /* lately; their ratio is the rate */
-  double row;              /* tokens that the last row of the target's passes brought lately; 0: none yet */
+  double row;              /* tokens that one more row of the target's passes cost lately; 0: none yet */
   ust_record draft_covers; /* the target's choice was among the draft's candidates */
   ust_record evaluated[UST_KNOWN]; /* it was in the pass, after a token the draft evaluated; [what was known before] */
   ust_record text_covers;  /* the same of the text stage's */
@@ -50,9 +50,10 @@ void ust_planner_init(ust_planner *planner);
 bool ust_planner_hopes(const double *price, int count, int most, double expected, double reach, double best);
 /* Tokens a second is worth. */
 double ust_planner_rate(const ust_planner *planner);
-/* Tokens that a row of the target's pass is worth: a candidate must bring more to replace the last of those there. */
+/* Tokens that a candidate's row in the target's pass costs: those of the last row there, which it can replace, or the
+ * price of another one. */
 double ust_planner_row(const ust_planner *planner);
-/* A pass's last row was expected to bring so much. */
+/* What it was in a pass. */
 void ust_planner_observe_row(ust_planner *planner, double tokens);
 void ust_planner_observe_step(ust_planner *planner, int tokens, double seconds);
 /* How a stage does against what was expected of it: 1 as expected, 0 never right. */
