@@ -75,10 +75,10 @@ static void pack(ust_matrix *m, int row, int count, const float *source, size_t 
 
 /* ---- matmul ----
  *
- * One row, or two where a weight has eight bits or more, is bound by memory, and hardware reads more of it in four or two
- * streams than in one, and best left alone: the strips of one or two panels lie side by side. More rows take the strips one after the other, since their
- * sums fill the registers, and ask for what follows early: a group of rows in one pass over the strip, more groups in
- * as many passes, for which the strip stays in the second-level cache. */
+ * One row is bound by memory, and the hardware reads more of it in four streams than in one, and best left alone: the
+ * strips of two panels lie side by side. More rows take the strips one after the other, since their sums fill the
+ * registers: each group of rows passes over a strip, the later ones in the second-level cache, and asks for its part of
+ * the next one. */
 
 enum {
   GROUP = 6,             /* rows whose sums the registers hold */
@@ -86,13 +86,11 @@ enum {
   MOST_ROWS = 16 * GROUP /* rows that share one reading of a panel */
 };
 
-/* What the multiplication of a strip asks for on the way: with each line (of quantised weights, each quad) the line of `at`,
- * which moves on by `step` bytes. One group of rows asks for what comes DISTANCE bytes later, several share out the next
- * strip. */
-enum { DISTANCE = 4096 };
+/* What the multiplication of a strip asks for on the way, in two streams: for each two lines (of quantised weights, quads)
+ * the line of `at` and the one `apart` bytes from it; then `at` moves on by `step` bytes. */
 typedef struct ahead {
   const char *at;
-  size_t step;
+  size_t apart, step;
 } ahead;
 
 /* Strips of 16 columns, side by side, `apart` bytes from each other; each consists of `pairs` lines, a multiple of PAIRS,
@@ -105,8 +103,8 @@ typedef struct bf16_strips {
 } bf16_strips;
 
 /* c[r][16 s ...] = `rows` rows of x times strips. */
-ALWAYS_INLINE void bf16_sums(int strips, int rows, bf16_strips of, ahead next, const float *x, size_t x_stride, float *c,
-                             size_t c_stride) {
+ALWAYS_INLINE void bf16_sums(int strips, int rows, bf16_strips of, ahead next, const float *x, size_t x_stride,
+                             float *c, size_t c_stride) {
   const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
   const float *row[GROUP];
   __m256 sum[4][GROUP][2];
@@ -120,12 +118,13 @@ ALWAYS_INLINE void bf16_sums(int strips, int rows, bf16_strips of, ahead next, c
 #pragma GCC unroll 8
     for (int k = 0; k < 2 * PAIRS; k++) {
       if (strips == 1 && k % 2 == 0) {
-        _mm_prefetch(next.at, _MM_HINT_T0);
-        next.at += next.step;
+        _mm_prefetch(k % 4 ? next.at + next.apart : next.at, _MM_HINT_T0);
+        if (k % 4) next.at += next.step;
       }
 #pragma GCC unroll 4
       for (int s = 0; s < strips; s++) {
-        const __m256i *line = (const __m256i *)(const void *)(of.at + (size_t)s * of.apart + (size_t)(k / 2) * of.line_bytes);
+        const __m256i *line =
+            (const __m256i *)(const void *)(of.at + (size_t)s * of.apart + (size_t)(k / 2) * of.line_bytes);
         __m256i left = _mm256_load_si256(line), right = _mm256_load_si256(line + 1);
         left = k % 2 ? _mm256_and_si256(left, upper) : _mm256_slli_epi32(left, 16);
         right = k % 2 ? _mm256_and_si256(right, upper) : _mm256_slli_epi32(right, 16);
@@ -150,11 +149,13 @@ ALWAYS_INLINE void bf16_sums(int strips, int rows, bf16_strips of, ahead next, c
 }
 
 /* Functions for each number of strips and of rows, so that sums stay in registers. */
+/* clang-format off */
 #define EVERY_GROUP(GROUP_OF)                                                                                          \
-  GROUP_OF(4, 1) GROUP_OF(2, 1) GROUP_OF(2, 2)                                                                         \
+  GROUP_OF(4, 1) GROUP_OF(2, 1)                                                                                        \
   GROUP_OF(1, 1) GROUP_OF(1, 2) GROUP_OF(1, 3) GROUP_OF(1, 4) GROUP_OF(1, 5) GROUP_OF(1, 6)
 #define GROUP_TABLE(name)                                                                                              \
-  {{name(1, 1), name(1, 2), name(1, 3), name(1, 4), name(1, 5), name(1, 6)}, {name(2, 1), name(2, 2)}, {name(4, 1)}}
+  {{name(1, 1), name(1, 2), name(1, 3), name(1, 4), name(1, 5), name(1, 6)}, {name(2, 1)}, {name(4, 1)}}
+/* clang-format on */
 enum { STRIP_COUNTS = 3 /* 1, 2, 4 */ };
 
 #define BF16_NAME(strips, rows) bf16_##strips##_##rows
@@ -191,21 +192,22 @@ static void group_sums(const product *of, int strips, int rows, int strip, int r
 
 /* sums[row][output] of `panels` panels, [output] of two for a single row. */
 static void panel_sums(const product *of, int panel, int panels, int row, int rows, float *sums) {
-  if (rows == 1 || (rows == 2 && (of->w->format == UST_FORMAT_BF16 || of->w->format == UST_FORMAT_Q8))) {
-    group_sums(of, 2 * panels, rows, 2 * panel, row, (ahead){0}, sums);
+  if (rows == 1) {
+    group_sums(of, 2 * panels, 1, 2 * panel, row, (ahead){0}, sums);
     return;
   }
   const bool bf16 = of->w->format == UST_FORMAT_BF16;
-  const int most = bf16 ? GROUP : INTEGER_GROUP, count = (rows + most - 1) / most;
-  const size_t bytes = strip_bytes(of->w), requests = (size_t)block_count(of->w->cols) * (bf16 ? BLOCK / 2 : 8);
-  const size_t step = bytes / requests;
-  const char *strip = strip_of(of->w, 2 * panel);
-  for (int s = 0; s < 2; s++, strip += bytes)
-    for (int g = 0, r = 0; g < count; g++, r += most) {
-      ahead next = {strip + DISTANCE, step};
-      if (count > 1) next = (ahead){strip + bytes + (size_t)g * bytes / (size_t)count, step / (size_t)count + 1};
-      group_sums(of, 1, UST_MIN(most, rows - r), 2 * panel + s, row + r, next, sums + r * UST_PANEL + s * STRIP);
-    }
+  const int limit = bf16 ? GROUP : INTEGER_GROUP, groups = (rows + limit - 1) / limit;
+  const int most = bf16 || rows <= UST_INTEGER_FEW ? (rows + groups - 1) / groups : limit;
+  const size_t bytes = strip_bytes(of->w), share = bytes / 2 / (size_t)groups;
+  const size_t requests = (size_t)block_count(of->w->cols) * (bf16 ? BLOCK / 2 : 8) / 2;
+  for (int s = 0; s < 2; s++) {
+    const char *after = strip_of(of->w, 2 * panel + s) + bytes;
+    for (int g = 0, r = 0; r < rows; g++, r += most)
+      group_sums(of, 1, UST_MIN(most, rows - r), 2 * panel + s, row + r,
+                 (ahead){after + (size_t)g * share, bytes / 2, (share + requests - 1) / requests},
+                 sums + r * UST_PANEL + s * STRIP);
+  }
 }
 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,

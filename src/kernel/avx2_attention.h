@@ -26,8 +26,8 @@ static void kv_store(void *kv, int slots, int head_dim, int slot, const float *k
     for (int i = 0; i < 4; i++) key[i * 16] = pairs[2 * i];
     whole = round_bf16(from[1]);
     __m256i both = _mm256_loadu_si256((const void *)value);
-    both = slot % 2 ? _mm256_blend_epi16(both, whole, 0xaa)
-                    : _mm256_blend_epi16(both, _mm256_srli_epi32(whole, 16), 0x55);
+    both =
+        slot % 2 ? _mm256_blend_epi16(both, whole, 0xaa) : _mm256_blend_epi16(both, _mm256_srli_epi32(whole, 16), 0x55);
     _mm256_storeu_si256((void *)value, both);
   }
 }
@@ -50,22 +50,23 @@ static size_t attention_scratch(int rows, int slots, int head_dim) {
 
 /* s[r][slot] = q[r] . key, for slots up to `slot_end` */
 static void scores(const char *keys, int dim, int slot_end, const attention_space *space, int rows) {
-  const int strips = rows > 2 ? 1 : 4 / rows;
+  const int strips = rows == 1 ? 4 : 1;
   const size_t block = (size_t)dim * STRIP * 2;
   for (int slot = 0; slot < slot_end; slot += strips * STRIP) {
     const char *at = keys + (size_t)(slot / STRIP) * block;
-    bf16_groups[strips / 2][rows - 1]((bf16_strips){at, block, Q_LINE, dim / 2}, (ahead){at + DISTANCE, Q_LINE},
-                                      space->queries, (size_t)dim, space->scores + slot, space->score_stride);
+    bf16_groups[strips / 2][rows - 1]((bf16_strips){at, block, Q_LINE, dim / 2},
+                                      (ahead){at + 2 * block, Q_LINE, 2 * Q_LINE}, space->queries, (size_t)dim,
+                                      space->scores + slot, space->score_stride);
   }
 }
 
 /* sums[r][dim] = s[r] x values, over positions 0 ... end, a multiple of 2 * PAIRS */
 static void common_values(const char *values, int dim, int end, const attention_space *space, int rows) {
-  const int strips = rows > 2 ? 1 : rows == 1 && dim % 64 == 0 ? 4 : 2;
+  const int strips = rows > 1 ? 1 : dim % 64 == 0 ? 4 : 2;
   const size_t line = (size_t)dim * 4;
   for (int d = 0; d < dim; d += strips * STRIP) {
     const char *at = values + (size_t)d * 4;
-    bf16_groups[strips / 2][rows - 1]((bf16_strips){at, Q_LINE, line, end / 2}, (ahead){at + 8 * line, line},
+    bf16_groups[strips / 2][rows - 1]((bf16_strips){at, Q_LINE, line, end / 2}, (ahead){at + 8 * line, line, 2 * line},
                                       space->scores, space->score_stride, space->sums + d, (size_t)dim);
   }
 }

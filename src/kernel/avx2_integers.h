@@ -121,7 +121,8 @@ ALWAYS_INLINE void add_quad(ust_format format, int strips, int rows, int i, cons
   for (int s = 0; s < strips; s++) {
     const __m256i *line = (const __m256i *)(const void *)(lines + (size_t)s * apart + l * Q_LINE);
     const __m256i left = _mm256_load_si256(line), right = _mm256_load_si256(line + 1);
-    const __m256i left_magnitudes = magnitudes(format, left, i % 2), right_magnitudes = magnitudes(format, right, i % 2);
+    const __m256i left_magnitudes = magnitudes(format, left, i % 2),
+                  right_magnitudes = magnitudes(format, right, i % 2);
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
       const __m256i of_row = four_bytes(integers_at + r * UST_BLOCK + quad * 4);
@@ -150,10 +151,10 @@ ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const c
     __m256i t[4][GROUP][2];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
-      if (strips == 1) _mm_prefetch(next.at + (size_t)i * next.step, _MM_HINT_T0);
+      if (strips == 1) _mm_prefetch(next.at + (size_t)(i / 2) * next.step + (i % 2 ? next.apart : 0), _MM_HINT_T0);
       add_quad(format, strips, rows, i, lines, apart, integers_at, t);
     }
-    next.at += 8 * next.step;
+    next.at += 4 * next.step;
 #pragma GCC unroll 4
     for (int s = 0; s < strips; s++) {
       const char *head_at = strip + (size_t)s * apart + (size_t)(b / 8) * Q_LINE, *here = scales + (size_t)s * apart;
@@ -192,8 +193,8 @@ ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const c
 EVERY_GROUP(Q8_GROUP)
 EVERY_GROUP(Q4_GROUP)
 EVERY_GROUP(Q4K_GROUP)
-typedef void integer_group(const char *strip, size_t apart, ahead next, size_t head, const integers *x, int row, float *c,
-                           size_t c_stride);
+typedef void integer_group(const char *strip, size_t apart, ahead next, size_t head, const integers *x, int row,
+                           float *c, size_t c_stride);
 static integer_group *const integer_groups[][STRIP_COUNTS][GROUP] = {[UST_FORMAT_Q8] = GROUP_TABLE(Q8_NAME),
                                                                      [UST_FORMAT_Q4] = GROUP_TABLE(Q4_NAME),
                                                                      [UST_FORMAT_Q4K] = GROUP_TABLE(Q4K_NAME)};
