@@ -222,6 +222,16 @@ static int select_rows(ust_timeline *t, const bool *want, int rows) {
   return count;
 }
 
+/* Logits of `rows` rows of the residual. */
+static void output_pass(ust_timeline *t, int rows, float *logits, int thread, int threads) {
+  const ust_model *m = t->model;
+  normalise(t, m->norm_gain, m->norm_bias, rows, thread, threads);
+  ust_barrier_wait(&t->barrier);
+  if (rows)
+    linear(t, m->output.data ? &m->output : &m->embedding, t->norm, m->width_stride, rows, NULL, UST_STORE, logits,
+           m->vocabulary_stride, thread, threads);
+}
+
 void ust_model_forward(ust_timeline *t, const int32_t *tokens, const int32_t *parents, int rows, const bool *want,
                        float *logits) {
   const ust_model *m = t->model;
@@ -238,16 +248,39 @@ void ust_model_forward(ust_timeline *t, const int32_t *tokens, const int32_t *pa
     if (logits) {
       if (thread == 0) wanted = select_rows(t, want, rows);
       ust_barrier_wait(&t->barrier);
-      normalise(t, m->norm_gain, m->norm_bias, wanted, thread, threads);
-      ust_barrier_wait(&t->barrier);
-      const ust_matrix *output = m->output.data ? &m->output : &m->embedding;
-      if (wanted)
-        linear(t, output, t->norm, m->width_stride, wanted, NULL, UST_STORE, logits, m->vocabulary_stride, thread,
-               threads);
+      output_pass(t, wanted, logits, thread, threads);
     }
     m->kernels->release();
   }
   t->nodes += rows;
+}
+
+uint64_t ust_model_rehearse(ust_timeline *t, int rows, uint64_t bytes, int *part, float *logits) {
+  const ust_model *m = t->model;
+  const int parts = m->config.layers + 1, first = *part;
+  int32_t parents[UST_TREE_NODES];
+  int count = 0;
+  uint64_t read = 0;
+  assert(rows <= UST_TREE_NODES && t->committed == 0 && t->nodes == 0);
+  for (; count < parts && read < bytes; count++) read += ust_model_part_bytes(m, (first + count) % parts);
+  for (int i = 0; i < rows; i++) parents[i] = i - 1;
+  add_nodes(t, parents, rows);
+#pragma omp parallel num_threads(m->threads)
+  {
+    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#pragma omp single
+    ust_barrier_start(&t->barrier, threads);
+    for (int i = 0; i < count; i++) {
+      int at = (first + i) % parts;
+      if (at < m->config.layers)
+        layer_pass(t, at, rows, thread, threads);
+      else
+        output_pass(t, rows, logits, thread, threads);
+    }
+    m->kernels->release();
+  }
+  *part = (first + count) % parts;
+  return read;
 }
 
 void ust_timeline_commit(ust_timeline *t, const int32_t *path, int count) {

@@ -24,4 +24,7 @@ struct ust_model {
   uint64_t parameters, weight_bytes;
 };
 
+/* Bytes of weights a pass reads in layer `part`, or, with part == layers, for the logits. */
+uint64_t ust_model_part_bytes(const ust_model *model, int part);
+
 #endif

@@ -146,14 +146,13 @@ static understudy_status load_all(loader *l) {
   return UNDERSTUDY_OK;
 }
 
-static uint64_t pass_bytes(const ust_model *m) {
-  uint64_t bytes = m->output.data ? m->output.bytes : m->embedding.bytes;
-  for (int i = 0; i < m->config.layers; i++) {
-    const ust_layer *layer = &m->layers[i];
-    bytes += layer->qkv.bytes + layer->output.bytes + layer->up.bytes + layer->down.bytes;
-    bytes += (9 * (uint64_t)m->config.width + (uint64_t)m->config.feed_forward) * sizeof(float);
-  }
-  return bytes + 2 * (uint64_t)m->config.width * sizeof(float);
+uint64_t ust_model_part_bytes(const ust_model *m, int part) {
+  const uint64_t width = (uint64_t)m->config.width;
+  if (part == m->config.layers)
+    return (m->output.data ? m->output.bytes : m->embedding.bytes) + 2 * width * sizeof(float);
+  const ust_layer *layer = &m->layers[part];
+  return layer->qkv.bytes + layer->output.bytes + layer->up.bytes + layer->down.bytes +
+         (9 * width + (uint64_t)m->config.feed_forward) * sizeof(float);
 }
 
 /* Memory for what was counted. */
@@ -221,7 +220,7 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
     return status;
   }
   link_matrices(m);
-  m->weight_bytes = pass_bytes(m);
+  for (int part = 0; part <= c->layers; part++) m->weight_bytes += ust_model_part_bytes(m, part);
   *model = m;
   return UNDERSTUDY_OK;
 }

@@ -65,15 +65,6 @@ static double known_seconds(const ust_cost *cost, int rows) {
   return 0;
 }
 
-/* What is to be expected of so many rows: the straight line through the nearest two points. */
-static double guess(const ust_cost *cost, int rows) {
-  if (cost->points < 2) return 0;
-  int i = 0;
-  while (i + 2 < cost->points && cost->rows[i + 1] < rows) i++;
-  double slope = (cost->seconds[i + 1] - cost->seconds[i]) / (cost->rows[i + 1] - cost->rows[i]);
-  return cost->seconds[i] + slope * (rows - cost->rows[i]);
-}
-
 /* The machine of today reads and multiplies at another speed than that of the curve's day: one row is to cost `seconds`, and
  * all others as many times that as ever. */
 static void scale_to(ust_cost *cost, double seconds) {
@@ -86,28 +77,28 @@ static void flatten(ust_cost *cost) {
   for (int i = cost->points - 1; i > 0; i--) cost->seconds[i - 1] = UST_MIN(cost->seconds[i - 1], cost->seconds[i]);
 }
 
-bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
+void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget) {
-  ust_cost now = {.drift = 1}; /* what passes take today */
-  double spent = 0;
+  enum { ROUNDS = 8 };
+  ust_cost now = {.drift = 1};
+  double spent = 0, share = 1; /* of a pass's time that is spent to tell it */
   assert(count <= UST_COST_POINTS && order[0] == 1);
-  for (int repeat = 0; repeat < 4; repeat++) /* the first: only what is lacking, and one row */
-    for (int i = 0; i < count; i++) {
-      bool lacking = known_seconds(cost, order[i]) == 0 || i == 0, needed = cost->points < 2;
-      if (order[i] > most || (repeat == 0 && !lacking)) continue;
-      if (now.points > 0 && !needed && spent + guess(cost, order[i]) > budget) continue;
-      uint64_t start = ust_clock_ns();
-      pass(user, order[i]);
-      double seconds = (double)(ust_clock_ns() - start) * 1e-9, before = known_seconds(&now, order[i]);
-      spent += seconds;
-      ust_cost_add(&now, order[i], before > 0 ? UST_MIN(before, seconds) : seconds);
-      if (i == 0 && repeat == 0) scale_to(cost, seconds);
-      if (known_seconds(cost, order[i]) == 0) ust_cost_add(cost, order[i], seconds);
-    }
-  for (int i = 0; i < now.points; i++)
-    ust_cost_add(cost, now.rows[i], sqrt(known_seconds(cost, now.rows[i]) * now.seconds[i]));
+  for (int i = 0; i < count * ROUNDS; i++) {
+    const int rows = order[i % count];
+    if (rows > most || (now.points >= 2 && spent + share * ust_cost_of(&now, rows) > budget)) continue;
+    uint64_t start = ust_clock_ns();
+    double seconds = pass(user, rows), before = known_seconds(&now, rows);
+    double took = (double)(ust_clock_ns() - start) * 1e-9;
+    ust_cost_add(&now, rows, before > 0 ? UST_MIN(before, seconds) : seconds);
+    spent += took;
+    share = took / seconds;
+  }
+  scale_to(cost, now.seconds[0]);
+  for (int i = 0; i < now.points; i++) {
+    double known = known_seconds(cost, now.rows[i]);
+    ust_cost_add(cost, now.rows[i], known > 0 ? sqrt(known * now.seconds[i]) : now.seconds[i]);
+  }
   flatten(cost);
-  return now.points > 0;
 }
 
 /* ---- the file: a header that is the key, a line "ROWS NANOSECONDS" a point, a checksum ---- */

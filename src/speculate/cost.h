@@ -1,6 +1,6 @@
 /* cost: what a pass costs by its number of rows. Measured when a session is created, within a fraction of a second;
- * kept in a small file per machine, model and threads, to which later sessions add what the first had no time for;
- * corrected by every pass while decoding. */
+ * kept in a small file per machine, model and threads, with which later measurements are averaged; corrected by every
+ * pass while decoding. */
 #ifndef UST_SPECULATE_COST_H
 #define UST_SPECULATE_COST_H
 
@@ -27,14 +27,13 @@ void ust_cost_fade(ust_cost *cost);
 
 /* ---- measuring ---- */
 
-/* Does one pass of so many rows. */
-typedef void (*ust_pass_fn)(void *user, int rows);
+/* Seconds that a pass of so many rows takes, found out by doing it or a part of it. */
+typedef double (*ust_pass_fn)(void *user, int rows);
 
-/* Times passes of the row counts order[0 ... count-1], the first of them 1, those above `most` left out: one row, to which
- * the whole curve is scaled; those the curve lacks until it has two points at least and as far as `budget` seconds should
- * last; then all again while they do. Of the measurements of a call the smallest counts, since other work only makes a
- * pass slower, and as much as what was known before. True: the curve is another one. */
-bool ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
+/* Times passes of the row counts order[0 ... count-1], the first of them 1, those above `most` left out: two of them, then
+ * all in turns as far as `budget` seconds should last. Of the measurements of a count the smallest counts, since other
+ * work only makes a pass slower, and as much as what was known before, scaled to what one row takes now. */
+void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget);
 
 /* ---- the file ---- */

@@ -22,6 +22,7 @@ struct ust_decoder {
   understudy_stats stats;
   ust_details details;
   ust_step_report report;
+  int rehearsed; /* the target's part that is timed next */
 };
 
 /* ---- life ---- */
@@ -52,20 +53,23 @@ static understudy_status allocate(ust_decoder *d, understudy_error *err) {
   return UNDERSTUDY_OK;
 }
 
-static void time_target(void *user, int rows) {
+/* What a pass would take by the time of a part of it, of more weights than caches hold. */
+static double time_target(void *user, int rows) {
+  enum { PART = 32 << 20 };
   ust_decoder *d = user;
-  int32_t tokens[UST_TARGET_ROWS] = {0}, parents[UST_TARGET_ROWS];
-  for (int i = 0; i < rows; i++) parents[i] = i - 1;
-  ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
-  ust_timeline_truncate(d->timeline, 0);
+  uint64_t start = ust_clock_ns();
+  uint64_t bytes = ust_model_rehearse(d->timeline, rows, PART, &d->rehearsed, d->logits);
+  return (double)(ust_clock_ns() - start) * 1e-9 * (double)ust_model_weight_bytes(d->options.target) / (double)bytes;
 }
 
-static void time_draft(void *user, int rows) {
+static double time_draft(void *user, int rows) {
   ust_decoder *d = user;
+  uint64_t start = ust_clock_ns();
   ust_draft_rehearse(&d->draft, &d->drafting, rows);
+  return (double)(ust_clock_ns() - start) * 1e-9;
 }
 
-/* Fills the planner's cost curves: from the cache, and what is missing there by passes over chains of tokens. */
+/* Fills the planner's cost curves: timed now, together with what the cache knows. */
 static void find_costs(ust_decoder *d) {
   static const int target_rows[] = {1, 8, 32, 16, UST_TARGET_ROWS, 4, 2, 6, 12, 48};
   static const int draft_rows[] = {1, 8, UST_DRAFT_ROWS, 16, 4};
@@ -74,14 +78,14 @@ static void find_costs(ust_decoder *d) {
   ust_cost *cost = &d->planner.target_cost;
   ust_cost_key(o->target, o->isa, "target", key);
   ust_cost_load(cost, o->cache, key);
-  if (ust_cost_measure(cost, target_rows, UST_COST_POINTS, o->context, time_target, d, 0.25))
-    ust_cost_save(cost, o->cache, key);
+  ust_cost_measure(cost, target_rows, UST_COST_POINTS, o->context, time_target, d, 0.2);
+  ust_cost_save(cost, o->cache, key);
   if (o->draft) {
     cost = &d->planner.draft_cost;
     ust_cost_key(o->draft, o->isa, d->drafting.temperature > 0 ? "draft, sampled" : "draft", key);
     ust_cost_load(cost, o->cache, key);
-    if (ust_cost_measure(cost, draft_rows, 5, ust_model_config(o->draft)->context, time_draft, d, 0.03))
-      ust_cost_save(cost, o->cache, key);
+    ust_cost_measure(cost, draft_rows, 5, ust_model_config(o->draft)->context, time_draft, d, 0.08);
+    ust_cost_save(cost, o->cache, key);
   }
   ust_decoder_reset_stats(d);
 }

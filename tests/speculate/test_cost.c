@@ -51,50 +51,57 @@ static void curve(void **unused) {
 
 typedef struct clockwork {
   int passes[128];
-  double seconds; /* that a pass takes */
+  double seconds, row, part; /* that a pass takes, and each row more; this part of it is done */
+  int disturbed;             /* the one pass that takes ten times as long */
 } clockwork;
 
-static void tick(void *user, int rows) {
+static double tick(void *user, int rows) {
   clockwork *c = user;
   c->passes[rows]++;
-  struct timespec pause = {.tv_nsec = (long)(c->seconds * 1e9)};
+  double seconds = c->seconds + c->row * (rows - 1);
+  if (--c->disturbed == 0) seconds *= 10;
+  struct timespec pause = {.tv_nsec = (long)(seconds * c->part * 1e9)};
   nanosleep(&pause, NULL);
+  return seconds;
 }
 
 static void measuring_ends(void **unused) {
   (void)unused;
   const int order[] = {1, 32, 16, 64, 8};
-  clockwork slow = {.seconds = 0.02}, quick = {.seconds = 0};
+  clockwork slow = {.seconds = 0.02, .part = 1}, quick = {.seconds = 0.02, .row = 0.001, .part = 0.001, .disturbed = 2};
   ust_cost cost = {0};
-  assert_true(ust_cost_measure(&cost, order, 5, 100, tick, &slow, 0.001)); /* two points, come what may */
+  ust_cost_measure(&cost, order, 5, 100, tick, &slow, 0.001); /* two points, come what may */
   assert_int_equal(cost.points, 2);
   assert_true(slow.passes[1] == 1 && slow.passes[32] == 1 && slow.passes[16] == 0);
-  assert_true(ust_cost_measure(&cost, order, 5, 100, tick, &slow, 0.05)); /* the next time: what was left out */
-  assert_int_equal(cost.points, 3); /* a third pass would have gone beyond the budget */
+  ust_cost_measure(&cost, order, 5, 100, tick, &slow, 0.065); /* the third, but a pass of 64 would go beyond */
+  assert_int_equal(cost.points, 3);
   assert_true(slow.passes[1] == 2 && slow.passes[16] == 1 && slow.passes[64] == 0);
   cost = (ust_cost){0};
-  assert_true(ust_cost_measure(&cost, order, 5, 40, tick, &quick, 10));
+  ust_cost_measure(&cost, order, 5, 40, tick, &quick, 10); /* parts of passes, all counts in turns, the largest left out */
   assert_int_equal(cost.points, 4);
-  assert_true(quick.passes[16] == 4 && quick.passes[64] == 0);
-  for (int i = 1; i < cost.points; i++) assert_true(cost.seconds[i] >= cost.seconds[i - 1]);
+  assert_true(quick.passes[16] == 8 && quick.passes[64] == 0);
+  for (int i = 0; i < 4; i++) assert_float_equal(cost.seconds[i], 0.02 + 0.001 * (cost.rows[i] - 1), 1e-9);
+  cost = (ust_cost){0};
+  ust_cost_measure(&cost, order, 5, 1, tick, &quick, 10); /* room for one row */
+  assert_int_equal(cost.points, 1);
 }
 
 /* Another day, another speed: the curve keeps its shape, and what is measured now stands beside what is scaled. */
 static void speeds_change(void **unused) {
   (void)unused;
   const int order[] = {1, 8};
-  clockwork clock = {.seconds = 0.01};
+  clockwork clock = {.seconds = 0.01, .part = 0.01};
   ust_cost cost = {0};
   ust_cost_add(&cost, 1, 0.1);
   ust_cost_add(&cost, 8, 0.2);
   ust_cost_add(&cost, 64, 0.8);
-  assert_true(ust_cost_measure(&cost, order, 1, 100, tick, &clock, 0.001));
+  ust_cost_measure(&cost, order, 1, 100, tick, &clock, 0.001);
   assert_int_equal(cost.points, 3);
-  assert_true(cost.seconds[0] >= 0.01 && cost.seconds[0] < 0.05);
-  assert_float_equal(cost.seconds[1] / cost.seconds[0], 2, 1e-9);
-  assert_float_equal(cost.seconds[2] / cost.seconds[0], 8, 1e-9);
-  assert_true(ust_cost_measure(&cost, order, 2, 100, tick, &clock, 10)); /* 8 rows take what 1 takes: half way there */
-  assert_true(cost.seconds[1] / cost.seconds[0] > 1.1 && cost.seconds[1] / cost.seconds[0] < 1.9);
+  const double scaled[] = {0.01, 0.02, 0.08};
+  for (int i = 0; i < 3; i++) assert_float_equal(cost.seconds[i], scaled[i], 1e-9);
+  ust_cost_measure(&cost, order, 2, 100, tick, &clock, 10); /* 8 rows take what 1 takes: half way there */
+  assert_float_equal(cost.seconds[0], 0.01, 1e-9);
+  assert_float_equal(cost.seconds[1], 0.01414, 1e-4);
 }
 
 /* ---- the file ---- */
