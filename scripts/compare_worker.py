@@ -310,13 +310,15 @@ class Transformers:
         transformers.logging.set_verbosity_error()
         torch.set_num_threads(request["threads"])
         self.torch = torch
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        self.model = load(request["target"], dtype=torch.bfloat16).eval()
-        self.draft = load(request["draft"], dtype=torch.bfloat16).eval()
-        size = sum(p.numel() * p.element_size() for name, p in self.model.named_parameters() if "wpe" not in name)
         capability = torch.backends.cpu.get_cpu_capability()
-        return {"version": transformers.__version__, "build": f"torch {torch.__version__}, {capability}",
-                "weight_bytes": size}
+        # without instructions for bf16 its products are by far slower than those of f32
+        self.dtype = torch.bfloat16 if capability.startswith("AVX512") else torch.float32
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        self.model = load(request["target"], dtype=self.dtype).eval()
+        self.draft = load(request["draft"], dtype=self.dtype).eval()
+        size = sum(p.numel() * p.element_size() for name, p in self.model.named_parameters() if "wpe" not in name)
+        return {"version": transformers.__version__, "weight_bytes": size,
+                "build": f"torch {torch.__version__}, {capability}, {str(self.dtype).removeprefix('torch.')}"}
 
     def generate(self, mode, prompt, limit):
         options = {}
