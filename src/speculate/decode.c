@@ -283,7 +283,7 @@ static void learn(ust_decoder *d, int node, int32_t choice) {
     ust_account_candidate(&d->details, n, hit);
     if (evaluated && n->draft_cell < 0) ust_record_observe(&d->planner.unconfirmed, hit);
     if (n->text_cell >= 0) ust_record_observe(&d->planner.text_hits[0][0][0][0] + n->text_cell, hit);
-    if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0] + n->draft_cell, hit);
+    if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0][0] + n->draft_cell, hit);
     draft_covered = draft_covered || (hit && n->draft_cell >= 0);
     text_covered = text_covered || (hit && n->text_cell >= 0);
     passed = passed || (hit && n->row >= 0);

@@ -162,12 +162,12 @@ static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const
   float scale = ust_planner_scale(&stage->planner->draft_covers);
   for (int i = 0; i < count; i++) {
     float gap = i ? ranked[0].score - ranked[i].score : count > 1 ? ranked[0].score - ranked[1].score : 9;
-    const ust_record *record = &stage->planner->draft_hits[i][ust_planner_gap(gap)];
     int child = ust_tree_child(tree, node, ranked[i].token);
+    const ust_record *record = &stage->planner->draft_hits[child >= 0][i][ust_planner_gap(gap)];
     if (child < 0 && i && tree->nodes[node].reach * ust_record_chance(record, scale) < NEGLIGIBLE) continue;
     if (child < 0) child = ust_tree_add(tree, node, ranked[i].token, 0, UNDERSTUDY_FROM_DRAFT);
     if (child < 0) return;
-    tree->nodes[child].draft_cell = (int16_t)(record - &stage->planner->draft_hits[0][0]);
+    tree->nodes[child].draft_cell = (int16_t)(record - &stage->planner->draft_hits[0][0][0]);
     ust_tree_set_chance(tree, child, ust_record_chance(record, scale));
   }
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling)

@@ -58,7 +58,8 @@ void ust_planner_init(ust_planner *p) {
       float edge = gap ? gap_edges[gap - 1] : 0.05f;
       /* two scores a gap apart: a logistic guess, wrong in detail and soon replaced by what is observed */
       float ahead = 1 / (1 + expf(-0.8f * edge)), behind = (1 - ahead) / (float)UST_MAX(rank, 1);
-      p->draft_hits[rank][gap] = believed(rank == 0 ? 0.9f * ahead : 0.5f * behind);
+      p->draft_hits[0][rank][gap] = believed(rank == 0 ? 0.9f * ahead : 0.5f * behind);
+      p->draft_hits[1][rank][gap] = p->draft_hits[0][rank][gap];
       for (int order = 0; order < UST_ORDERS; order++) {
         float trust = 0.25f + 0.12f * (float)order;
         p->text_hits[0][order][rank][gap] = believed(rank == 0 ? trust * ahead : 0.3f * behind);

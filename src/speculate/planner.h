@@ -40,7 +40,7 @@ typedef struct ust_planner {
   ust_record evaluated[UST_KNOWN]; /* it was in the pass, after a token the draft evaluated; [what was known before] */
   ust_record text_covers;  /* the same of the text stage's */
   ust_record unconfirmed;  /* the text stage proposed it, the draft evaluated its parent and did not */
-  ust_record draft_hits[UST_CANDIDATES][UST_GAPS];
+  ust_record draft_hits[2][UST_CANDIDATES][UST_GAPS]; /* [the text stage proposed it, too] */
   ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order]; order 0: learned from logits */
 } ust_planner;
 
