@@ -276,6 +276,7 @@ uint64_t ust_model_rehearse(ust_timeline *t, int rows, uint64_t bytes, int *part
         layer_pass(t, at, rows, thread, threads);
       else
         output_pass(t, rows, logits, thread, threads);
+      ust_barrier_wait(&t->barrier);
     }
     m->kernels->release();
   }
