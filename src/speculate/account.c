@@ -21,7 +21,8 @@ static void tally(ust_tally *tally, bool hit) {
 }
 
 void ust_account_candidate(ust_details *details, const ust_node *node, bool hit) {
-  if (node->draft_cell >= 0) tally(&details->rank[UNDERSTUDY_FROM_DRAFT][node->draft_cell / UST_GAPS % UST_CANDIDATES], hit);
+  if (node->draft_cell >= 0)
+    tally(&details->rank[UNDERSTUDY_FROM_DRAFT][node->draft_cell / UST_GAPS % UST_CANDIDATES], hit);
   if (node->text_cell < 0) return;
   int of_source = UST_ORDERS * UST_CANDIDATES * UST_GAPS; /* text_hits[source][order][rank][gap] */
   understudy_origin origin = node->text_cell < of_source ? UNDERSTUDY_FROM_CONTEXT : UNDERSTUDY_FROM_NGRAM;

@@ -68,12 +68,12 @@ static double tick(void *user, int rows) {
 static void measuring_ends(void **unused) {
   (void)unused;
   const int order[] = {1, 32, 16, 64, 8};
-  clockwork slow = {.seconds = 0.02, .part = 1}, quick = {.seconds = 0.02, .row = 0.001, .part = 0.001, .disturbed = 2};
+  clockwork slow = {.seconds = 0.05, .part = 1}, quick = {.seconds = 0.02, .row = 0.001, .part = 0.001, .disturbed = 2};
   ust_cost cost = {0};
   ust_cost_measure(&cost, order, 5, 100, tick, &slow, 0.001); /* two points, come what may */
   assert_int_equal(cost.points, 2);
   assert_true(slow.passes[1] == 1 && slow.passes[32] == 1 && slow.passes[16] == 0);
-  ust_cost_measure(&cost, order, 5, 100, tick, &slow, 0.065); /* the third, but a pass of 64 would go beyond */
+  ust_cost_measure(&cost, order, 5, 100, tick, &slow, 0.19); /* the third, but a fourth would go beyond */
   assert_int_equal(cost.points, 3);
   assert_true(slow.passes[1] == 2 && slow.passes[16] == 1 && slow.passes[64] == 0);
   cost = (ust_cost){0};
