@@ -30,6 +30,7 @@ typedef struct ust_details {
   ust_tally rank[UST_DETAIL_ORIGINS][UST_DETAIL_RANKS]; /* by origin and rank: a stage's candidates at the places where
                                                             the target chose, scored or not, and how often it was they */
   uint64_t rows[UST_DETAIL_ROWS];                       /* target passes by number of rows */
+  double row_seconds[UST_DETAIL_ROWS];                  /* that they took */
   double text_seconds;                                  /* the text stage's look-ups */
   double choice_seconds;                                /* the target's choices from its logits */
 } ust_details;

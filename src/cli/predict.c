@@ -20,6 +20,26 @@ static void print_check(const ust_bench *run) {
   }
 }
 
+/* The row counts that took a twentieth of the run's passes' time or more, all modes together. */
+static void print_check_of_rows(const ust_bench *run) {
+  ust_device here = {"this machine", run->read_gb_per_s, run->peak_tflop_per_s, 0, 0, false};
+  double passes[UST_BENCH_ROWS] = {0}, seconds[UST_BENCH_ROWS] = {0}, all = 0;
+  for (int i = 0; i < run->mode_count; i++)
+    for (int p = 0; p < run->modes[i].pass_counts; p++) {
+      double rows = run->modes[i].passes[p].rows;
+      if (rows >= UST_BENCH_ROWS) continue;
+      passes[(int)rows] += run->modes[i].passes[p].passes;
+      seconds[(int)rows] += run->modes[i].passes[p].seconds;
+      all += run->modes[i].passes[p].seconds;
+    }
+  if (all > 0) printf("\n%-12s %12s %12s %8s\n", "target rows", "ms a pass", "predicted", "error");
+  for (int rows = 1; rows < UST_BENCH_ROWS; rows++) {
+    if (!(passes[rows] > 0 && seconds[rows] > all / 20)) continue;
+    double measured = seconds[rows] / passes[rows], predicted = ust_measure_predict_pass(run, rows, &here);
+    printf("%-12d %12.4g %12.4g %+6.0f %%\n", rows, 1e3 * measured, 1e3 * predicted, 100 * (predicted / measured - 1));
+  }
+}
+
 static void print_device(const ust_bench *run, const ust_device *device) {
   double plain = plain_rate(run, device);
   printf("\npredicted on %s (%.4g GB/s, %.4g TFLOP/s, %.4g us a pass), and ms a token by stage\n", device->label,
@@ -50,6 +70,7 @@ understudy_status ust_cli_print_prediction(const char *device_text, const char *
   UST_TRY(ust_measure_read_bench(bench, &run, err));
   UST_TRY(ust_measure_check_bench(&run, bench, err));
   print_check(&run);
+  print_check_of_rows(&run);
   print_device(&run, &device);
   return UNDERSTUDY_OK;
 }

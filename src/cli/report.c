@@ -153,7 +153,8 @@ static json_t *rows_json(const ust_details *d) {
   json_t *list = json_array();
   for (int rows = 1; rows < UST_DETAIL_ROWS; rows++)
     if (d->rows[rows])
-      json_array_append_new(list, json_pack("{s:i, s:I}", "rows", rows, "passes", (json_int_t)d->rows[rows]));
+      json_array_append_new(list, json_pack("{s:i, s:I, s:f}", "rows", rows, "passes", (json_int_t)d->rows[rows],
+                                            "seconds", d->row_seconds[rows]));
   return list;
 }
 

@@ -79,6 +79,7 @@ static understudy_status read_passes(const place *at, const json_t *object, ust_
     if (rows < 1) return wrong(&inside, "rows", json_object_get(entry, "rows"), "1 or more", err);
     mode->passes[i].rows = rows;
     UST_TRY(read_number(&inside, entry, "passes", &mode->passes[i].passes, err));
+    UST_TRY(read_number(&inside, entry, "seconds", &mode->passes[i].seconds, err));
     passes += mode->passes[i].passes;
   }
   mode->pass_counts = (int)json_array_size(list);

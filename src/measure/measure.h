@@ -60,7 +60,7 @@ typedef struct ust_bench_mode {
   double draft_passes;
   double host_s; /* looking candidates up, choosing tokens, planning: outside the passes */
   struct {
-    double rows, passes;
+    double rows, passes, seconds;
   } passes[UST_BENCH_ROWS]; /* target passes by rows */
   int pass_counts;
 } ust_bench_mode;
@@ -86,6 +86,8 @@ typedef struct ust_prediction {
 
 /* An error naming `path` when the run lacks what a prediction needs. */
 understudy_status ust_measure_check_bench(const ust_bench *run, const char *path, understudy_error *err);
+/* Seconds of one of the run's target passes of so many rows on `device`. */
+double ust_measure_predict_pass(const ust_bench *run, double rows, const ust_device *device);
 /* The recorded passes of one mode, each taking max(bytes / bandwidth, FLOP / peak) + fixed cost on `device`. */
 ust_prediction ust_measure_predict(const ust_bench *run, const ust_bench_mode *mode, const ust_device *device);
 

@@ -32,6 +32,12 @@ static void target_pass(const ust_bench *run, double *bytes, double *row_flop) {
   }
 }
 
+double ust_measure_predict_pass(const ust_bench *run, double rows, const ust_device *device) {
+  double bytes, row_flop;
+  target_pass(run, &bytes, &row_flop);
+  return pass_seconds(device, bytes, rows * row_flop);
+}
+
 /* Without a record of rows and draft passes: every target pass takes an equal share of all bytes and FLOP. */
 static void predict_roughly(const ust_bench_mode *mode, const ust_device *device, ust_prediction *out) {
   double passes = mode->target_passes;

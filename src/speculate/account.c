@@ -6,8 +6,9 @@ _Static_assert((int)UST_DETAIL_ROWS > (int)UST_TARGET_ROWS, "a place for every n
 _Static_assert((int)UST_DETAIL_RANKS >= (int)UST_CANDIDATES, "a place for every rank");
 
 void ust_account_pass(ust_details *details, ust_step_report *report, const ust_tree *tree, const int32_t *nodes,
-                      int rows) {
+                      int rows, double seconds) {
   details->rows[rows]++;
+  details->row_seconds[rows] += seconds;
   report->rows_from[UNDERSTUDY_FROM_TARGET] = 1;
   for (int row = 1; row < rows; row++) {
     details->depth[tree->nodes[nodes[row]].depth].proposed++;

@@ -245,10 +245,10 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
     tokens[row] = n->token;
     parents[row] = n->parent < 0 ? -1 : d->tree.nodes[n->parent].row;
   }
-  ust_account_pass(&d->details, &d->report, &d->tree, nodes, rows);
   uint64_t start = ust_clock_ns();
   ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
   double seconds = (double)(ust_clock_ns() - start) * 1e-9;
+  ust_account_pass(&d->details, &d->report, &d->tree, nodes, rows, seconds);
   const ust_model *target = d->options.target;
   int keys = ust_timeline_committed(d->timeline) + rows;
   d->stats.target_passes++;

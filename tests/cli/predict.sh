@@ -4,9 +4,9 @@ cat >bench.json <<'JSON'
  "target": {"architecture": "gpt2", "parameters": 1000000000, "weight_bytes": 1000000000},
  "modes": [
   {"mode": "plain", "tokens": 100, "seconds": 12.5, "target_passes": 100, "bytes_per_token": 1.1e9,
-   "flop_per_s": 1.6e10, "rows": [{"rows": 1, "passes": 100}]},
+   "flop_per_s": 1.6e10, "rows": [{"rows": 1, "passes": 100, "seconds": 12.4}]},
   {"mode": "staged", "tokens": 100, "seconds": 4, "target_passes": 20, "bytes_per_token": 3.2e8, "flop_per_s": 6e10,
-   "rows": [{"rows": 1, "passes": 10}, {"rows": 9, "passes": 10}], "stage_passes": {"draft": 200, "draft_rows": 800},
+   "rows": [{"rows": 1, "passes": 10, "seconds": 1.2}, {"rows": 9, "passes": 10, "seconds": 1.8}], "stage_passes": {"draft": 200, "draft_rows": 800},
    "time": {"target_s": 3, "draft_s": 0.9, "ngram_s": 0.03, "planning_s": 0.01}}]}
 JSON
 sed 's/, "rows": .*//; s/"flop_per_s": 6e10,$/"flop_per_s": 6e10}]}/; /stage_passes/,$d' bench.json |
