@@ -5,8 +5,9 @@
  *   session  one timeline of text: KV cache, token tree, statistics: used by one thread at a time.
  *
  * Every function that can fail returns an understudy_status and takes, last, an understudy_error owned by the
- * caller (NULL allowed) that receives one line saying what was found and what was expected. The library never
- * exits, aborts, prints or reads the environment. */
+ * caller (NULL allowed) that receives one line saying what was found and what was expected. NULL where an object or a
+ * place for a result is required is UNDERSTUDY_ERROR_ARGUMENT, and on failure objects to be created are NULL. The library
+ * never exits, aborts, prints or reads the environment. */
 #ifndef UNDERSTUDY_H
 #define UNDERSTUDY_H
 
@@ -39,8 +40,8 @@ typedef struct understudy_error {
   char message[512]; /* one line, no newline, always terminated; empty when status is OK */
 } understudy_error;
 
-/* Reports progress of a long operation: `done` of `total` steps of `what` ("opening gpt2.gguf").
- * Returns true to cancel. Called from the thread that called the library. */
+/* Reports progress of a long operation: `done` of `total` steps of `what` (a model's path while it is opened, "prompt",
+ * "scoring"). Returns true to cancel. Called from the thread that called the library. */
 typedef bool (*understudy_progress_fn)(void *user, const char *what, uint64_t done, uint64_t total);
 
 /* ---- engine ------------------------------------------------------------------------------------------- */
@@ -80,7 +81,7 @@ typedef struct understudy_engine_info {
   bool has_draft, has_ngram;
 } understudy_engine_info;
 
-/* Fills *info; the strings live as long as the engine. Any thread. */
+/* Fills *info; the strings live as long as the engine (NULL: all zero). Any thread. */
 UNDERSTUDY_API void understudy_engine_get_info(const understudy_engine *engine, understudy_engine_info *info);
 
 /* ---- text and tokens ---------------------------------------------------------------------------------- */
@@ -113,12 +114,13 @@ typedef enum understudy_mode {
 typedef struct understudy_sampling {
   float temperature; /* 0: greedy */
   int top_k;         /* keep the k likeliest tokens; 0: all */
-  float top_p;       /* keep the likeliest tokens that together reach this probability; 1: all */
+  float top_p;       /* keep the likeliest tokens that together reach this probability; 0 or 1: all */
   float min_p;       /* drop tokens less likely than this share of the likeliest; 0: none */
   uint64_t seed;
 } understudy_sampling;
 
-/* Creates a session. `sampling` NULL: greedy. All memory it needs is allocated here. */
+/* Creates a session. `sampling` NULL: greedy. All memory it needs is allocated here; unless the mode is plain, it also
+ * times a few passes of the models, for 0.3 seconds at most. */
 UNDERSTUDY_API understudy_status understudy_session_create(const understudy_engine *engine, understudy_mode mode,
                                                            const understudy_sampling *sampling,
                                                            understudy_session **session, understudy_error *err);
@@ -149,13 +151,16 @@ UNDERSTUDY_API understudy_status understudy_session_prompt(understudy_session *s
                                                            size_t count, understudy_progress_fn progress,
                                                            void *user, understudy_error *err);
 
-/* Generates up to `max_tokens` tokens, fewer at the end token (not reported), a full context, or when `token`
- * returns true. The timeline must hold at least one token. *generated (NULL allowed) receives their number. */
+/* Tokens in the timeline: the prompt's and those generated. At the engine's context it is full. */
+UNDERSTUDY_API size_t understudy_session_length(const understudy_session *session);
+
+/* Generates up to `max_tokens` tokens, fewer at a full context, when `token` returns true, or else at the end token
+ * (which is not reported). The timeline must hold at least one token. *generated (NULL allowed) receives their number. */
 UNDERSTUDY_API understudy_status understudy_session_generate(understudy_session *session, int max_tokens,
                                                              understudy_token_fn token, void *user,
                                                              int *generated, understudy_error *err);
 
-/* Sums since the session was created or its statistics were reset; prompt processing is not in them. */
+/* Sums since the session was created or its statistics were reset. Prompt processing counts in prompt_seconds alone. */
 typedef struct understudy_stats {
   uint64_t tokens, target_passes, draft_passes;
   uint64_t target_rows, draft_rows;    /* rows evaluated in those passes */
@@ -165,6 +170,7 @@ typedef struct understudy_stats {
   uint64_t accepted[4];                /* tokens by understudy_origin */
 } understudy_stats;
 
+/* Fills *stats (a NULL session's are zero). */
 UNDERSTUDY_API void understudy_session_get_stats(const understudy_session *session, understudy_stats *stats);
 UNDERSTUDY_API void understudy_session_reset_stats(understudy_session *session);
 

@@ -38,6 +38,16 @@ void understudy_free(void *memory) {
   ust_free(memory);
 }
 
+static void clear(understudy_error *err) {
+  if (err) *err = (understudy_error){0};
+}
+
+/* Opens a public function: no error yet, and none of what it needs is NULL. */
+#define REQUIRE(err, pointer)                                                                                          \
+  do {                                                                                                                 \
+    if (!(pointer)) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, #pointer ": found NULL, expected one");           \
+  } while (0)
+
 /* ---- engine ---- */
 
 /* The tokenizer a model brings: a directory's files or GGUF's metadata. */
@@ -114,13 +124,12 @@ static understudy_status open_all(const understudy_engine_options *options, unde
   return UNDERSTUDY_OK;
 }
 
-static void clear(understudy_error *err) {
-  if (err) *err = (understudy_error){0};
-}
-
 understudy_status understudy_engine_open(const understudy_engine_options *options, understudy_engine **engine,
                                          understudy_error *err) {
   clear(err);
+  REQUIRE(err, engine);
+  *engine = NULL;
+  REQUIRE(err, options);
   understudy_engine *e = ust_alloc(sizeof *e);
   if (!e) return ust_error_memory(err, sizeof *e, "an engine");
   understudy_status status = open_all(options, e, err);
@@ -143,6 +152,11 @@ void understudy_engine_close(understudy_engine *e) {
 }
 
 void understudy_engine_get_info(const understudy_engine *e, understudy_engine_info *info) {
+  if (!info) return;
+  if (!e) {
+    *info = (understudy_engine_info){.end_token = -1};
+    return;
+  }
   *info = (understudy_engine_info){
       .isa = e->kernels->name,
       .threads = e->threads,
@@ -161,17 +175,30 @@ void understudy_engine_get_info(const understudy_engine *e, understudy_engine_in
 
 /* ---- text and tokens ---- */
 
-understudy_status understudy_tokenize(const understudy_engine *e, const char *text, size_t length, bool special,
+understudy_status understudy_tokenize(const understudy_engine *engine, const char *text, size_t length, bool special,
                                       int32_t **tokens, size_t *count, understudy_error *err) {
   clear(err);
-  return ust_tokenizer_encode(e->tokenizer, text, length, special, tokens, count, err);
+  REQUIRE(err, tokens);
+  REQUIRE(err, count);
+  *tokens = NULL;
+  *count = 0;
+  REQUIRE(err, engine);
+  if (length) REQUIRE(err, text);
+  return ust_tokenizer_encode(engine->tokenizer, text ? text : "", length, special, tokens, count, err);
 }
 
 const char *understudy_token_bytes(const understudy_engine *e, int32_t token, size_t *length) {
-  return ust_tokenizer_bytes(e->tokenizer, token, length);
+  size_t unwanted;
+  return e ? ust_tokenizer_bytes(e->tokenizer, token, length ? length : &unwanted) : NULL;
 }
 
 /* ---- session ---- */
+
+/* A structure of zeros is greedy, too. */
+static understudy_sampling without_gaps(understudy_sampling sampling) {
+  if (sampling.top_p == 0) sampling.top_p = 1;
+  return sampling;
+}
 
 /* All the engine has, drafting for the target. */
 static ust_decoder_options staged(const understudy_engine *e) {
@@ -190,7 +217,7 @@ static ust_decoder_options staged(const understudy_engine *e) {
 static understudy_status create_session(const understudy_engine *e, ust_decoder_options *options,
                                         const understudy_sampling *sampling, understudy_session **session,
                                         understudy_error *err) {
-  options->sampling = sampling ? *sampling : (understudy_sampling){.top_p = 1};
+  options->sampling = without_gaps(sampling ? *sampling : (understudy_sampling){0});
   UST_TRY(ust_sampling_check(&options->sampling, err));
   understudy_session *s = ust_alloc(sizeof *s);
   if (!s) return ust_error_memory(err, sizeof *s, "a session");
@@ -204,19 +231,24 @@ static understudy_status create_session(const understudy_engine *e, ust_decoder_
   return UNDERSTUDY_OK;
 }
 
-understudy_status understudy_session_create(const understudy_engine *e, understudy_mode mode,
+understudy_status understudy_session_create(const understudy_engine *engine, understudy_mode mode,
                                             const understudy_sampling *sampling, understudy_session **session,
                                             understudy_error *err) {
   clear(err);
-  if (mode == UNDERSTUDY_SPECULATIVE && !e->draft)
+  REQUIRE(err, session);
+  *session = NULL;
+  REQUIRE(err, engine);
+  if (mode != UNDERSTUDY_PLAIN && mode != UNDERSTUDY_SPECULATIVE && mode != UNDERSTUDY_STAGED)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: found %d, expected plain, speculative or staged", (int)mode);
+  if (mode == UNDERSTUDY_SPECULATIVE && !engine->draft)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: speculative needs a draft model, found none");
-  ust_decoder_options options = staged(e);
+  ust_decoder_options options = staged(engine);
   if (mode == UNDERSTUDY_PLAIN) options.draft = NULL;
   if (mode != UNDERSTUDY_STAGED) {
     options.ngram = NULL;
     options.text = false;
   }
-  return create_session(e, &options, sampling, session, err);
+  return create_session(engine, &options, sampling, session, err);
 }
 
 understudy_status ust_session_create_variant(const understudy_engine *e, ust_variant variant,
@@ -256,11 +288,13 @@ void understudy_session_close(understudy_session *s) {
   ust_free(s);
 }
 
-understudy_status understudy_session_reset(understudy_session *s, const understudy_sampling *sampling,
+understudy_status understudy_session_reset(understudy_session *session, const understudy_sampling *sampling,
                                            understudy_error *err) {
   clear(err);
-  if (sampling) UST_TRY(ust_sampling_check(sampling, err));
-  ust_decoder_reset(s->decoder, sampling);
+  REQUIRE(err, session);
+  understudy_sampling whole = without_gaps(sampling ? *sampling : (understudy_sampling){0});
+  UST_TRY(ust_sampling_check(&whole, err));
+  ust_decoder_reset(session->decoder, sampling ? &whole : NULL);
   return UNDERSTUDY_OK;
 }
 
@@ -275,9 +309,16 @@ static understudy_status check_tokens(const understudy_session *s, const int32_t
   return UNDERSTUDY_OK;
 }
 
-understudy_status understudy_session_prompt(understudy_session *s, const int32_t *tokens, size_t count,
+size_t understudy_session_length(const understudy_session *s) {
+  return s ? (size_t)ust_decoder_count(s->decoder) : 0;
+}
+
+understudy_status understudy_session_prompt(understudy_session *session, const int32_t *tokens, size_t count,
                                             understudy_progress_fn progress, void *user, understudy_error *err) {
   clear(err);
+  REQUIRE(err, session);
+  if (count) REQUIRE(err, tokens);
+  const understudy_session *s = session;
   UST_TRY(check_tokens(s, tokens, count, err));
   size_t held = (size_t)ust_decoder_count(s->decoder), context = (size_t)s->engine->context;
   if (count > context - held)
@@ -301,11 +342,13 @@ static bool emit(void *user, int32_t token, understudy_origin origin) {
   return l->token && l->token(l->user, token, bytes ? bytes : "", length, origin);
 }
 
-understudy_status understudy_session_generate(understudy_session *s, int max_tokens, understudy_token_fn token,
+understudy_status understudy_session_generate(understudy_session *session, int max_tokens, understudy_token_fn token,
                                               void *user, int *generated, understudy_error *err) {
   clear(err);
   int count = 0;
   if (generated) *generated = 0;
+  REQUIRE(err, session);
+  understudy_session *s = session;
   if (max_tokens < 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "max_tokens: found %d, expected 0 or more", max_tokens);
   if (ust_decoder_count(s->decoder) == 0)
@@ -322,7 +365,8 @@ understudy_status understudy_session_generate(understudy_session *s, int max_tok
 }
 
 void understudy_session_get_stats(const understudy_session *s, understudy_stats *stats) {
-  ust_decoder_stats(s->decoder, stats);
+  if (stats) *stats = (understudy_stats){0};
+  if (s && stats) ust_decoder_stats(s->decoder, stats);
 }
 const ust_details *ust_session_details(const understudy_session *s) {
   return ust_decoder_details(s->decoder);
@@ -332,12 +376,17 @@ void ust_session_watch(understudy_session *s, ust_step_fn step, void *user) {
   s->step_user = user;
 }
 void understudy_session_reset_stats(understudy_session *s) {
-  ust_decoder_reset_stats(s->decoder);
+  if (s) ust_decoder_reset_stats(s->decoder);
 }
 
-understudy_status understudy_session_score(understudy_session *s, const int32_t *tokens, size_t count, float *logprobs,
-                                           understudy_progress_fn progress, void *user, understudy_error *err) {
+understudy_status understudy_session_score(understudy_session *session, const int32_t *tokens, size_t count,
+                                           float *logprobs, understudy_progress_fn progress, void *user,
+                                           understudy_error *err) {
   clear(err);
+  REQUIRE(err, session);
+  if (count) REQUIRE(err, tokens);
+  if (count > 1) REQUIRE(err, logprobs);
+  const understudy_session *s = session;
   UST_TRY(check_tokens(s, tokens, count, err));
   return ust_decoder_score(s->decoder, tokens, count, logprobs, progress, user, err);
 }

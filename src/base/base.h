@@ -94,7 +94,7 @@ typedef struct ust_writer {
   uint64_t written;
   int failure; /* errno of the first failed write */
 } ust_writer;
-understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err);
+understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err); /* "-" is refused */
 void ust_writer_write(ust_writer *writer, const void *data, size_t size);
 /* Finishes and renames; on failure removes the temporary file. The writer is closed either way. */
 understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err);
@@ -102,6 +102,8 @@ understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err);
 void ust_writer_abandon(ust_writer *writer);
 
 bool ust_is_directory(const char *path);
+/* Do both names lead to one regular file? */
+bool ust_same_file(const char *a, const char *b);
 
 /* ---- clock ---- */
 

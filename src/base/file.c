@@ -136,6 +136,8 @@ static int name_file(int fd, const char *name) {
 
 understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err) {
   *writer = (ust_writer){0};
+  if (strcmp(path, "-") == 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "-: is no file name to write to, expected one (standard output is /dev/stdout)");
   size_t length = strlen(path) + 32;
   writer->path = strdup(path);
   writer->temporary = malloc(length);
@@ -201,4 +203,10 @@ void ust_writer_abandon(ust_writer *writer) {
 bool ust_is_directory(const char *path) {
   struct stat info;
   return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+bool ust_same_file(const char *a, const char *b) {
+  struct stat one, other;
+  return stat(a, &one) == 0 && stat(b, &other) == 0 && S_ISREG(one.st_mode) && one.st_dev == other.st_dev &&
+         one.st_ino == other.st_ino;
 }

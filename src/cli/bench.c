@@ -175,9 +175,8 @@ static understudy_status open_lane(bench *b, const char *name, understudy_mode m
 }
 
 static understudy_status open_lanes(bench *b, understudy_error *err) {
-  const bool wanted[MODES] = {true, b->options->models.draft != NULL, b->options->models.ngram != NULL};
   for (int mode = 0; mode < MODES; mode++)
-    if (wanted[mode])
+    if (mode != UNDERSTUDY_SPECULATIVE || b->options->models.draft)
       UST_TRY(open_lane(b, ust_cli_mode_name((understudy_mode)mode), (understudy_mode)mode, UST_VARIANT_NONE, err));
   for (int v = 1; v < UST_VARIANTS; v++)
     if (listed(b->options->variants, variant_names[v]))
@@ -201,7 +200,7 @@ static understudy_status run_bench(bench *b, understudy_error *err) {
   }
   print_table(b);
   if (!b->options->json) return UNDERSTUDY_OK;
-  return ust_cli_write_report(b->options->json, b->engine, b->options->models.model, &b->options->sampling, results,
+  return ust_cli_write_report(b->options->json, b->engine, &b->options->models, &b->options->sampling, results,
                               b->lane_count, b->differing == 0, NULL, err);
 }
 
@@ -217,7 +216,7 @@ int ust_cli_bench(int argc, char **argv) {
       {UST_INT("limit", 0, &o.limit, "K", "the first K prompts only [all]", 1, UST_INT_MOST)},
       {UST_TEXT("variants", 0, &o.variants, "LIST",
                 "experiments to run beside: chain,tree,no-context,\nindependent,context,likeliest")},
-      UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write for each prompt [128]"),
+      UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write for each prompt [128]", 1),
       UST_OPTIONS_SAMPLING(&o.sampling),
       UST_OPTIONS_CONTEXT(&o.models),
       UST_OPTIONS_MACHINE(&o.models),
@@ -229,8 +228,8 @@ int ust_cli_bench(int argc, char **argv) {
   const ust_cli_help help = {
       .command = "bench",
       .usage = "bench -m TARGET [-d DRAFT] [--ngram FILE] --prompts FILE [options]",
-      .about = "Plain, speculative (with -d) and staged (with --ngram) decoding side by side, and whether all\n"
-               "their texts are the same.",
+      .about = "Plain, speculative (with -d) and staged decoding (with all there is, as 'run' does) side by side,\n"
+               "and whether all their texts are the same.",
       .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs.\n"
                "The experiments: a tree that is always a chain of 4, or always one shape of 4 such chains;\n"
                "drafting without the text so far, or from nothing else; drafts that rank their candidates\n"

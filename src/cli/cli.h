@@ -99,8 +99,8 @@ typedef struct ust_cli_models {
       UST_OPTIONS_SEED(&(s)->seed)
 #define UST_OPTIONS_SEED(seed)                                                                                         \
   { UST_SEED("seed", seed, "S", "same seed, same text [0]") }
-#define UST_OPTIONS_TOKENS(n, help)                                                                                    \
-  { UST_INT("tokens", 'n', n, "N", help, 0, UST_INT_MOST) }
+#define UST_OPTIONS_TOKENS(n, help, least)                                                                             \
+  { UST_INT("tokens", 'n', n, "N", help, least, UST_INT_MOST) }
 #define UST_OPTIONS_JSON(path)                                                                                         \
   { UST_TEXT("json", 0, path, "FILE", "write the figures as JSON") }
 #define UST_OPTIONS_QUIET(flag)                                                                                        \
@@ -116,6 +116,8 @@ int ust_cli_fail(const understudy_error *err);
 void ust_cli_set_quiet(bool quiet);
 /* A line for the user on stderr, unless quiet. */
 void ust_cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Such a line for a file that was made: its name and size. */
+void ust_cli_note_written(const char *path);
 /* An understudy_progress_fn: draws a bar when stderr is a terminal and cancels when the user has asked to stop. */
 bool ust_cli_progress(void *user, const char *what, uint64_t done, uint64_t total);
 /* Removes a bar that is still standing. */
@@ -178,11 +180,13 @@ understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine *
 understudy_stats ust_cli_stats_since(const understudy_stats *a, const understudy_stats *b);
 /* Writes the file of DESIGN's section on `bench --json`, after measuring the machine. `pieces` (taken over, NULL: none)
  * is added to it. */
-understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const char *target,
+understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
                                        bool identical, json_t *pieces, understudy_error *err);
 /* Fails now, not after an hour's work, when a file cannot be made at `path` (NULL: nothing to make). */
 understudy_status ust_cli_check_output(const char *path, understudy_error *err);
+/* Fails when writing `output` would replace `input`, which the command reads (either may be NULL). */
+understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err);
 /* Writes a JSON document whole or not at all; takes over `root`, NULL is reported as out of memory. */
 understudy_status ust_cli_write_json(const char *path, json_t *root, understudy_error *err);
 

@@ -15,10 +15,9 @@ int ust_cli_distill(int argc, char **argv) {
                "new --steps from then on.",
       .example = "understudy distill --teacher target.gguf --corpus train.txt --steps 1000 -o draft.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(128, 2, 2);
-  const char *teacher = NULL;
   const ust_option options[] = {
-      UST_TRAIN_CLI_OPTIONS(&cli),
-      {UST_TEXT("teacher", 0, &teacher, "T", "a GGUF file or a Hugging Face directory"), .required = true},
+      UST_TRAIN_CLI_OPTIONS(&cli, 128, 2, 2),
+      {UST_TEXT("teacher", 0, &cli.teacher, "T", "a GGUF file or a Hugging Face directory"), .required = true},
       {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "where to find it [the teacher's own]")},
       {UST_FLAG("own-text", 0, &cli.options.own_text, "half of the text is the teacher's own, written first at T = 1")},
       UST_OPTIONS_END,
@@ -28,9 +27,9 @@ int ust_cli_distill(int argc, char **argv) {
     return code;
   understudy_error err;
   ust_weights *weights;
-  if (ust_weights_open(teacher, &weights, &err) != UNDERSTUDY_OK) return ust_cli_fail(&err);
+  if (ust_weights_open(cli.teacher, &weights, &err) != UNDERSTUDY_OK) return ust_cli_fail(&err);
   if (!cli.tokenizer) {
-    cli.tokenizer = teacher;
+    cli.tokenizer = cli.teacher;
     cli.tokenizer_weights = weights;
   }
   cli.options.teacher = weights;

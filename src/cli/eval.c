@@ -63,20 +63,29 @@ static understudy_status score_text(const understudy_engine *engine, const char 
   return status;
 }
 
-static understudy_status write_scores(const char *path, const scored *s, understudy_error *err) {
+static double perplexity(const scored *s) {
+  return exp(s->nll / (double)s->tokens);
+}
+static double bits_per_byte(const scored *s) {
+  return s->nll / log(2) / (double)s->bytes;
+}
+
+static understudy_status write_scores(const eval_options *o, const scored *s, understudy_error *err) {
   json_t *logprobs = json_array();
   for (size_t i = 0; i < s->tokens; i++) {
     if (!isfinite(s->logprobs[i])) {
       json_decref(logprobs);
       return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                       "%s: log-probability of token %zu: found %g, expected a finite number", path, i,
+                       "%s: log-probability of token %zu: found %g, expected a finite number", o->json, i,
                        (double)s->logprobs[i]);
     }
     json_array_append_new(logprobs, json_real((double)s->logprobs[i]));
   }
-  return ust_cli_write_json(path,
-                            json_pack("{s:I, s:I, s:f, s:o}", "tokens", (json_int_t)s->tokens, "bytes",
-                                      (json_int_t)s->bytes, "nll_nats", s->nll, "logprobs", logprobs),
+  return ust_cli_write_json(o->json,
+                            json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:o}", "model", o->models.model, "tokens",
+                                      (json_int_t)s->tokens, "bytes", (json_int_t)s->bytes, "nll_nats", s->nll,
+                                      "perplexity", perplexity(s), "bits_per_byte", bits_per_byte(s), "logprobs",
+                                      logprobs),
                             err);
 }
 
@@ -88,11 +97,11 @@ static int evaluate(const eval_options *o, const char *text, size_t length) {
   understudy_status status = ust_cli_check_output(o->json, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_open(&o->models, &engine, &err);
   if (status == UNDERSTUDY_OK) status = score_text(engine, text, length, &s, &err);
-  if (status == UNDERSTUDY_OK && o->json) status = write_scores(o->json, &s, &err);
+  if (status == UNDERSTUDY_OK && o->json) status = write_scores(o, &s, &err);
   if (status == UNDERSTUDY_OK)
     printf(
         "tokens          %zu\nbytes           %zu\nnats in all     %.4f\nperplexity      %.4f\nbits per byte   %.4f\n",
-        s.tokens, s.bytes, s.nll, exp(s.nll / (double)s.tokens), s.nll / log(2) / (double)s.bytes);
+        s.tokens, s.bytes, s.nll, perplexity(&s), bits_per_byte(&s));
   ust_free(s.logprobs);
   understudy_engine_close(engine);
   return status == UNDERSTUDY_OK ? UST_EXIT_OK : ust_cli_fail(&err);

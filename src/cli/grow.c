@@ -21,7 +21,8 @@ static understudy_status grow(const char *input, const grow_options *o, understu
   ust_tokenizer *tokenizer = NULL;
   ust_gguf_writer *writer = NULL;
   ust_config big;
-  understudy_status status = ust_weights_open(input, &small, err);
+  understudy_status status = ust_cli_check_kept(input, o->output, err);
+  if (status == UNDERSTUDY_OK) status = ust_weights_open(input, &small, err);
   if (status == UNDERSTUDY_OK) status = ust_train_grow_config(ust_weights_config(small), input, o->like, &big, err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(input, small, &tokenizer, err);
   if (status == UNDERSTUDY_OK) status = ust_gguf_create(o->output, &writer, err);
@@ -63,5 +64,7 @@ int ust_cli_grow(int argc, char **argv) {
   ust_cli_set_quiet(o.quiet);
   ust_cli_catch_signals();
   understudy_error err = {0};
-  return grow(argv[optind], &o, &err) == UNDERSTUDY_OK ? UST_EXIT_OK : ust_cli_fail(&err);
+  if (grow(argv[optind], &o, &err) != UNDERSTUDY_OK) return ust_cli_fail(&err);
+  ust_cli_note_written(o.output);
+  return UST_EXIT_OK;
 }

@@ -9,7 +9,7 @@
 #include "ngram/ngram.h"
 #include "train/scribe.h"
 
-enum { PIECE_BYTES = 1 << 20, CORPUS_LIMIT = 1 << 30 };
+enum { PIECE_BYTES = 1 << 20, CORPUS_LIMIT = 1 << 30, TRIGRAM_TOKENS = 3 };
 
 typedef struct ngram_options {
   ust_cli_models models;
@@ -112,6 +112,9 @@ static understudy_status add_corpus(const char *path, const ust_tokenizer *token
     if (from < size && text[from] == 0) from++;
   }
   ust_free(text);
+  if (status == UNDERSTUDY_OK && ust_ngram_fit_tokens(fit) < TRIGRAM_TOKENS)
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: %llu tokens of text, expected at least %d", path,
+                     (unsigned long long)ust_ngram_fit_tokens(fit), TRIGRAM_TOKENS);
   return status;
 }
 
@@ -138,7 +141,8 @@ static understudy_status count_all(const ngram_options *o, const ust_weights *we
                  (double)(end_ns - corpus_ns) * 1e-9, (double)written / ((double)(end_ns - corpus_ns) * 1e-9),
                  (double)(ust_clock_ns() - end_ns) * 1e-9);
   else
-    ust_cli_note("%s: corpus counted in %.1f s, fitted in %.1f s", o->output, (double)(corpus_ns - begin_ns) * 1e-9,
+    ust_cli_note("%s: %llu tokens of the corpus counted in %.1f s, fitted in %.1f s", o->output,
+                 (unsigned long long)ust_ngram_fit_tokens(fit), (double)(corpus_ns - begin_ns) * 1e-9,
                  (double)(ust_clock_ns() - end_ns) * 1e-9);
   return UNDERSTUDY_OK;
 }
@@ -148,6 +152,8 @@ static understudy_status fit_ngram(const ngram_options *o, understudy_error *err
   ust_tokenizer *tokenizer = NULL;
   ust_ngram_fit *fit = NULL;
   UST_TRY(ust_cli_check_output(o->output, err));
+  UST_TRY(ust_cli_check_kept(o->models.model, o->output, err));
+  UST_TRY(ust_cli_check_kept(o->corpus, o->output, err));
   understudy_status status = UNDERSTUDY_OK;
   if (o->tokens > 0) status = ust_weights_open(o->models.model, &weights, err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(o->models.model, weights, &tokenizer, err);
@@ -168,7 +174,7 @@ int ust_cli_ngram(int argc, char **argv) {
       {UST_TEXT("model", 'm', &o.models.model, "DRAFT", "the draft model; with --corpus alone, its vocabulary"),
        .required = true},
       {UST_TEXT("output", 'o', &o.output, "FILE", "the n-gram file to write"), .required = true},
-      UST_OPTIONS_TOKENS(&o.tokens, "tokens the draft writes [1000000; 0 with --corpus]"),
+      UST_OPTIONS_TOKENS(&o.tokens, "tokens the draft writes [1000000; 0 with --corpus]", 0),
       {UST_TEXT("corpus", 0, &o.corpus, "FILE",
                 "text to count instead of the draft's, or with --tokens\nbesides it; a zero byte ends a document; '-': "
                 "stdin")},

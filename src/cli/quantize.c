@@ -53,7 +53,8 @@ static understudy_status quantize(const char *input, const char *output, ust_typ
   ust_weights *weights = NULL;
   ust_tokenizer *tokenizer = NULL;
   ust_gguf_writer *writer = NULL;
-  understudy_status status = ust_weights_open(input, &weights, err);
+  understudy_status status = ust_cli_check_kept(input, output, err);
+  if (status == UNDERSTUDY_OK) status = ust_weights_open(input, &weights, err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(input, weights, &tokenizer, err);
   if (status == UNDERSTUDY_OK) status = ust_gguf_create(output, &writer, err);
   if (status == UNDERSTUDY_OK) {
@@ -93,6 +94,6 @@ int ust_cli_quantize(int argc, char **argv) {
   ust_cli_catch_signals();
   understudy_error err = {0};
   if (quantize(argv[optind], output, ust_cli_type(type), &err) != UNDERSTUDY_OK) return ust_cli_fail(&err);
-  ust_cli_progress_clear();
+  ust_cli_note_written(output);
   return UST_EXIT_OK;
 }

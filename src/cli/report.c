@@ -65,6 +65,13 @@ understudy_status ust_cli_check_output(const char *path, understudy_error *err) 
   return UNDERSTUDY_OK;
 }
 
+understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err) {
+  if (!input || !output || !ust_same_file(input, output)) return UNDERSTUDY_OK;
+  bool same_name = strcmp(input, output) == 0;
+  return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: is the input%s%s, expected another file to write to", output,
+                   same_name ? "" : ", ", same_name ? "" : input);
+}
+
 static int write_piece(const char *data, size_t size, void *writer) {
   ust_writer_write(writer, data, size);
   return 0;
@@ -204,13 +211,12 @@ static double shortest(float value) {
 }
 
 static json_t *sampling_json(const understudy_sampling *sampling) {
-  json_t *root = json_pack("{s:f, s:i, s:f, s:I}", "temperature", shortest(sampling->temperature), "top_k",
-                           sampling->top_k, "top_p", shortest(sampling->top_p), "seed", (json_int_t)sampling->seed);
-  if (root && sampling->min_p > 0) json_object_set_new(root, "min_p", json_real(shortest(sampling->min_p)));
-  return root;
+  return json_pack("{s:f, s:i, s:f, s:f, s:I}", "temperature", shortest(sampling->temperature), "top_k",
+                   sampling->top_k, "top_p", shortest(sampling->top_p), "min_p", shortest(sampling->min_p), "seed",
+                   (json_int_t)sampling->seed);
 }
 
-understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const char *target,
+understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
                                        bool identical, json_t *pieces, understudy_error *err) {
   understudy_engine_info info;
@@ -227,11 +233,12 @@ understudy_status ust_cli_write_report(const char *path, const understudy_engine
   json_t *modes = json_array();
   for (int i = 0; i < count; i++) json_array_append_new(modes, mode_json(&results[i], has_plain ? results : NULL));
   json_t *root =
-      json_pack("{s:s, s:i, s:{s:f, s:f}, s:{s:s%, s:s, s:I, s:I}, s:o, s:o, s:b}", "isa", info.isa, "threads",
-                info.threads, "machine", "read_gb_per_s", machine.read_gb_per_s, "peak_tflop_per_s",
-                machine.peak_tflop_per_s, "target", "path", target, strlen(target), "architecture", info.architecture,
-                "parameters", (json_int_t)info.parameters, "weight_bytes", (json_int_t)info.weight_bytes, "sampling",
-                sampling_json(sampling), "modes", modes, "outputs_identical", (int)identical);
+      json_pack("{s:s, s:s, s:i, s:i, s:{s:f, s:f}, s:{s:s, s:s, s:I, s:I}, s:s?, s:s?, s:o, s:o, s:b}", "version",
+                understudy_version(), "isa", info.isa, "threads", info.threads, "context", info.context, "machine",
+                "read_gb_per_s", machine.read_gb_per_s, "peak_tflop_per_s", machine.peak_tflop_per_s, "target", "path",
+                models->model, "architecture", info.architecture, "parameters", (json_int_t)info.parameters,
+                "weight_bytes", (json_int_t)info.weight_bytes, "draft", models->draft, "ngram", models->ngram,
+                "sampling", sampling_json(sampling), "modes", modes, "outputs_identical", (int)identical);
   if (root && pieces) json_object_set(root, "pieces", pieces);
   json_decref(pieces);
   if (!root) return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the report cannot be written as JSON", path);

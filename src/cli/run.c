@@ -124,7 +124,7 @@ static void print_statistics(const understudy_stats *s, const char *mode) {
 
 /* An empty prompt starts from the end-of-text token, which is what separates texts in training. */
 static understudy_status feed_prompt(const understudy_engine *engine, understudy_session *session, const char *text,
-                                     size_t length, size_t *fed, understudy_error *err) {
+                                     size_t length, understudy_error *err) {
   understudy_engine_info info;
   understudy_engine_get_info(engine, &info);
   int32_t *tokens = NULL;
@@ -140,7 +140,6 @@ static understudy_status feed_prompt(const understudy_engine *engine, understudy
     status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                        "the prompt is empty, expected some text: this model has no end-of-text token to start from");
   }
-  *fed = UST_MAX(count, (size_t)1);
   understudy_free(tokens);
   ust_cli_progress_clear();
   return status;
@@ -151,6 +150,8 @@ static understudy_status report(const run_options *o, const understudy_engine *e
   ust_prompt_result prompt;
   ust_mode_result result = {.name = o->mode, .prompts = &prompt, .prompt_count = 1};
   understudy_session_get_stats(session, &result.stats);
+  bool glued = isatty(STDERR_FILENO) && !isatty(STDOUT_FILENO) && out->last && out->last != '\n';
+  if (glued) ust_cli_note("%s", ""); /* the answer may be on the same terminal, by way of a pipe */
   print_statistics(&result.stats, o->mode);
   if (!o->json) return UNDERSTUDY_OK;
   result.details = *ust_session_details(session);
@@ -158,7 +159,7 @@ static understudy_status report(const run_options *o, const understudy_engine *e
   ust_cli_sha256_finish(&out->sha, result.sha256);
   memcpy(prompt.sha256, result.sha256, sizeof prompt.sha256);
   if (out->waiting.size) flush_piece(out);
-  return ust_cli_write_report(o->json, engine, o->models.model, &o->sampling, &result, 1, true,
+  return ust_cli_write_report(o->json, engine, &o->models, &o->sampling, &result, 1, true,
                               json_incref(out->pieces), err);
 }
 
@@ -167,18 +168,17 @@ static understudy_status generate(const run_options *o, const understudy_engine 
                                   const char *text, size_t length, output *out, understudy_error *err) {
   explainer explain = {.out = out};
   understudy_engine_info info;
-  size_t fed = 0;
   int count = 0;
   understudy_engine_get_info(engine, &info);
-  understudy_status status = feed_prompt(engine, session, text, length, &fed, err);
+  understudy_status status = feed_prompt(engine, session, text, length, err);
   if (status == UNDERSTUDY_ERROR_CANCELLED && ust_cli_stopped()) return UNDERSTUDY_OK;
   if (status != UNDERSTUDY_OK) return status;
   if (o->explain) ust_session_watch(session, explain_step, &explain);
   status = understudy_session_generate(session, o->tokens, write_token, out, &count, err);
   if (out->tinted && out->shown != UNDERSTUDY_FROM_TARGET) fputs(tints[0], stdout);
   if (isatty(STDOUT_FILENO) && out->last != '\n') putchar('\n');
-  if (count < o->tokens && fed + (size_t)count == (size_t)info.context)
-    ust_cli_note("the context of %d tokens is full", info.context);
+  if (count < o->tokens && understudy_session_length(session) == (size_t)info.context)
+    ust_cli_note("the context is full: %d token%s", info.context, info.context == 1 ? "" : "s");
   return status;
 }
 
@@ -213,7 +213,7 @@ int ust_cli_run(int argc, char **argv) {
   const ust_option options[] = {
       UST_OPTIONS_MODEL(&o.models),
       UST_OPTIONS_DRAFTS(&o.models),
-      UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write [256]"),
+      UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write [256]", 0),
       UST_OPTIONS_SAMPLING(&o.sampling),
       {UST_CHOICE(
           "mode", &o.mode, "plain|speculative|staged",

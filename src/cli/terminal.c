@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -36,6 +37,12 @@ void ust_cli_note(const char *format, ...) {
   fputc('\n', stderr);
 }
 
+void ust_cli_note_written(const char *path) {
+  struct stat info;
+  if (stat(path, &info) == 0 && S_ISREG(info.st_mode))
+    ust_cli_note("wrote %s, %.1f MB", path, (double)info.st_size / 1e6);
+}
+
 /* ---- progress ---- */
 
 static int terminal_columns(void) {
@@ -51,13 +58,13 @@ void ust_cli_progress_clear(void) {
 }
 
 static void draw_bar(const char *what, uint64_t done, uint64_t total) {
-  enum { CELLS = 24 };
+  enum { CELLS = 24, LEAST = 4, PERCENT = 7 /* columns */ };
   int percent = total ? (int)(100.0 * (double)UST_MIN(done, total) / (double)total) : 0;
-  int text_room = terminal_columns() - CELLS - 10;
+  int room = terminal_columns() - PERCENT, cells = UST_MIN(CELLS, room - (int)strlen(what)); /* the text comes first */
+  if (cells < LEAST) cells = 0;
   char bar[3 * CELLS + 1] = "";
-  if (text_room >= 10)
-    for (int i = 0; i < CELLS; i++) strcat(bar, i * 100 < percent * CELLS ? "━" : " ");
-  fprintf(stderr, "\r\033[K%-.*s %s %3d %%", UST_MAX(text_room, 10), what, bar, percent);
+  for (int i = 0; i < cells; i++) strcat(bar, i * 100 < percent * cells ? "━" : " ");
+  fprintf(stderr, "\r\033[K%-.*s %s %3d %%", room - cells, what, bar, percent);
   fflush(stderr);
   bar_standing = true;
 }

@@ -143,6 +143,7 @@ static bool looks_like_json_lines(const char *data, size_t size) {
 
 static understudy_status split_prompts(const char *path, const char *data, size_t size, size_t limit,
                                        ust_prompts *prompts, understudy_error *err) {
+  if (size == 0) return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found nothing, expected prompts", path);
   if (!looks_like_json_lines(data, size)) return add_prompt(prompts, data, size, err);
   int number = 0;
   for (const char *line = data, *end = data + size; line < end && (limit == 0 || prompts->count < limit);) {

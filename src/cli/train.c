@@ -41,6 +41,14 @@ static understudy_status choose_kernels(ust_train_cli *cli, understudy_error *er
   return UNDERSTUDY_OK;
 }
 
+/* Nothing a run reads may be what it writes. */
+static understudy_status check_kept(const ust_train_options *o, const char *teacher, understudy_error *err) {
+  const char *inputs[] = {o->corpus, o->heldout, teacher}, *outputs[] = {o->output, o->checkpoint, o->log};
+  for (int in = 0; in < 3; in++)
+    for (int out = 0; out < 3; out++) UST_TRY(ust_cli_check_kept(inputs[in], outputs[out], err));
+  return UNDERSTUDY_OK;
+}
+
 int ust_train_cli_run(ust_train_cli *cli) {
   understudy_error err;
   ust_tokenizer *tokenizer = NULL;
@@ -51,14 +59,23 @@ int ust_train_cli_run(ust_train_cli *cli) {
   cli->options.progress = show_progress;
   cli->options.stop = asked_to_stop;
   cli->options.user = &noted_ns;
-  understudy_status status = choose_kernels(cli, &err);
+  char checkpoint[4096];
+  bool own_checkpoint = !cli->options.checkpoint;
+  if (own_checkpoint) {
+    snprintf(checkpoint, sizeof checkpoint, "%s.ckpt", cli->options.output);
+    cli->options.checkpoint = checkpoint;
+  }
+  understudy_status status = check_kept(&cli->options, cli->teacher, &err);
+  if (status == UNDERSTUDY_OK) status = choose_kernels(cli, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
   cli->options.tokenizer = tokenizer;
+  ust_cli_progress(NULL, "reading the text, first step", 0, 1);
   if (status == UNDERSTUDY_OK) status = ust_train(&cli->options, &err);
   ust_tokenizer_free(tokenizer);
   ust_cli_progress_clear();
   if (status == UNDERSTUDY_OK) {
-    ust_cli_note("wrote %s", cli->options.output);
+    if (own_checkpoint) unlink(checkpoint);
+    ust_cli_note_written(cli->options.output);
     return ust_cli_finish(UST_EXIT_OK);
   }
   if (status == UNDERSTUDY_ERROR_CANCELLED) { /* where it stopped and how to go on is worth saying */
@@ -80,7 +97,7 @@ int ust_cli_train(int argc, char **argv) {
                  "-o small.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(320, 10, 5);
   const ust_option options[] = {
-      UST_TRAIN_CLI_OPTIONS(&cli),
+      UST_TRAIN_CLI_OPTIONS(&cli, 320, 10, 5),
       {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "a GGUF file or a Hugging Face directory"), .required = true},
       UST_OPTIONS_END,
   };

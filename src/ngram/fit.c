@@ -71,6 +71,8 @@ understudy_status ust_ngram_fit_add(ust_ngram_fit *fit, const int32_t *tokens, s
   return UNDERSTUDY_OK;
 }
 
+uint64_t ust_ngram_fit_tokens(const ust_ngram_fit *fit) { return fit->total; }
+
 /* ---- discounts ---- */
 
 /* What an n-gram seen r times counts: ratio[r] * r for rare ones, r - `off` for all. */

@@ -38,6 +38,7 @@ understudy_status ust_ngram_fit_create(int vocabulary, uint64_t fingerprint, ust
 understudy_status ust_ngram_fit_add(ust_ngram_fit *fit, const int32_t *tokens, size_t count, understudy_error *err);
 /* Discounts, prunes the least useful entries until the file is at most max_bytes (0: no limit), writes. */
 understudy_status ust_ngram_fit_write(ust_ngram_fit *fit, const char *path, size_t max_bytes, understudy_error *err);
+uint64_t ust_ngram_fit_tokens(const ust_ngram_fit *fit); /* counted so far */
 void ust_ngram_fit_free(ust_ngram_fit *fit);
 
 /* ---- the text so far ---- */

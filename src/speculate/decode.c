@@ -156,7 +156,8 @@ static understudy_status catch_up(ust_decoder *d, understudy_progress_fn progres
     ust_model_forward(d->timeline, d->history.tokens + have, parents, rows, NULL, NULL);
     ust_timeline_commit(d->timeline, chain, rows);
     if (progress && progress(user, "prompt", (uint64_t)(have + rows), (uint64_t)last))
-      return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "prompt: cancelled after %d of %d tokens", have + rows, last);
+      return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "prompt: cancelled after %d of %d tokens", have + rows,
+                       d->history.count);
   }
   return UNDERSTUDY_OK;
 }
@@ -169,14 +170,14 @@ understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int 
                      d->options.context);
   uint64_t start = ust_clock_ns();
   for (int i = 0; i < count; i++) append(d, tokens[i]);
-  UST_TRY(catch_up(d, progress, user, err));
-  if (d->options.draft && d->history.count <= ust_model_config(d->options.draft)->context) {
+  understudy_status status = catch_up(d, progress, user, err);
+  if (status == UNDERSTUDY_OK && d->options.draft && d->history.count <= ust_model_config(d->options.draft)->context) {
     ust_work before = d->draft.work; /* a prompt's work is not decoding's */
     ust_draft_catch_up(&d->draft, &d->history);
     d->draft.work = before;
   }
   d->stats.prompt_seconds += (double)(ust_clock_ns() - start) * 1e-9;
-  return UNDERSTUDY_OK;
+  return status;
 }
 
 /* ---- one step ---- */

@@ -152,7 +152,10 @@ void ust_corpus_free(ust_corpus *corpus) {
 /* ---- windows ---- */
 
 /* Whatever the phase (0 … UST_TRAIN_WINDOW-1), and with a label for the last token. */
-size_t ust_corpus_windows(const ust_corpus *corpus) { return corpus->count / UST_TRAIN_WINDOW - (corpus->count > 0); }
+size_t ust_corpus_windows(const ust_corpus *corpus) {
+  size_t whole = corpus->count / UST_TRAIN_WINDOW;
+  return whole ? whole - 1 : 0;
+}
 
 /* A permutation of 0 … n-1 for each key. */
 static uint64_t permute(uint64_t key, uint64_t index, uint64_t n) {

@@ -93,7 +93,11 @@ static void name_after(const char *path, char *out, size_t size) {
 static understudy_status read_config(ust_weights *weights, understudy_error *err) {
   char *path;
   UST_TRY(join(weights, "config.json", &path, err));
-  understudy_status status = ust_weights_load_json(path, &weights->json, err);
+  understudy_status status =
+      access(path, F_OK) == 0
+          ? ust_weights_load_json(path, &weights->json, err)
+          : ust_error(err, UNDERSTUDY_ERROR_IO, "%s: found no config.json, expected a Hugging Face directory or a GGUF file",
+                      weights->path);
   free(path);
   UST_TRY(status);
   UST_TRY(check_variant(weights, err));
@@ -288,6 +292,15 @@ static understudy_status read_shards(ust_weights *weights, const char *path, jso
   return status;
 }
 
+/* The format of before safetensors. */
+static bool has_pickle(const ust_weights *weights) {
+  char *path;
+  if (join(weights, "pytorch_model.bin", &path, NULL) != UNDERSTUDY_OK) return false;
+  bool found = access(path, F_OK) == 0;
+  free(path);
+  return found;
+}
+
 /* One file when there is one, as transformers does. */
 understudy_status ust_weights_read_directory(ust_weights *weights, understudy_error *err) {
   static const char single[] = "model.safetensors", index_name[] = "model.safetensors.index.json";
@@ -303,8 +316,8 @@ understudy_status ust_weights_read_directory(ust_weights *weights, understudy_er
   if (access(path, F_OK) == 0)
     status = ust_weights_load_json(path, &index, err);
   else
-    status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: found neither %s nor %s, expected one of them", weights->path,
-                       single, index_name);
+    status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: found neither %s nor %s, expected one of them%s", weights->path,
+                       single, index_name, has_pickle(weights) ? "; pytorch_model.bin is not read" : "");
   if (status == UNDERSTUDY_OK) status = read_shards(weights, path, index, err);
   json_decref(index);
   free(path);

@@ -27,14 +27,41 @@ printf 'a\000b\377' | "$UNDERSTUDY" tokenize -m "$model" | "$UNDERSTUDY" tokeniz
 for ids in 300 1x 99999999999999999999 x; do "$UNDERSTUDY" tokenize -m "$model" --decode "1 $ids" 2>&1; done
 
 echo "== what cannot be made"
-mkdir empty
+mkdir empty pickled
+cp "$model"/config.json pickled
+: >pickled/pytorch_model.bin
+ln -s f32.gguf link.gguf
+printf ab >short.txt
+: >nothing.txt
 for arguments in "quantize $model --type q8_0 -o absent/q.gguf" "quantize empty --type q8_0 -o q.gguf" \
-  "grow $model --like gpt2 -o q.gguf" "tokenize -m empty hi" "inspect empty" "ngram -m $model -o absent/x.ngram -n 5"; do
+  "grow $model --like gpt2 -o q.gguf" "tokenize -m empty hi" "inspect empty" "inspect pickled" "inspect short.txt" "ngram -m $model -o absent/x.ngram -n 5" \
+  "quantize $model --type f32 -o -" "quantize f32.gguf --type q8_0 -o f32.gguf" "quantize link.gguf --type q8_0 -o f32.gguf" \
+  "grow f32.gguf --like gpt2 -o ./f32.gguf" "ngram -m f32.gguf -o f32.gguf -n 5" "ngram -m $model --corpus short.txt -o short.txt" \
+  "ngram -m $model --corpus short.txt -o q.gguf" "ngram -m $model --corpus nothing.txt -o q.gguf" \
+  "run -m $model -n 1 --json - hi" "bench -m $model --prompts nothing.txt" "bench -m $model --prompts short.txt -n 0"; do
   # shellcheck disable=SC2086
   "$UNDERSTUDY" $arguments >stdout 2>stderr
   echo "exit $?, stdout $(wc -c <stdout): $(sed "s#$FIXTURES/##g" stderr)"
 done
 "$UNDERSTUDY" inspect "$model" >/dev/full 2>stderr
 echo "exit $?: $(cat stderr)"
+cmp f32.gguf again.gguf
 find . -name 'q.gguf*' -o -name '*.tmp*'
+
+echo "== trained"
+yes 'hello world, hello there' | head -c 3000 >text.txt
+learn() {
+  "$UNDERSTUDY" "$@" --width 32 --layers 1 --heads 1 --context 256 --steps 2 --batch 256 -o t.gguf >stdout 2>stderr
+  echo "exit $?, stdout $(wc -c <stdout): $(grep -v ^step stderr | sed "s#$FIXTURES/##g")"
+}
+learn train --tokenizer "$model" --corpus text.txt
+learn distill --teacher f32.gguf --corpus text.txt --heldout text.txt
+for text in nothing.txt short.txt; do
+  learn train --tokenizer "$model" --corpus $text
+  learn train --tokenizer "$model" --corpus text.txt --heldout $text
+done
+learn distill --teacher t.gguf --corpus text.txt
+learn train --tokenizer "$model" --corpus text.txt --checkpoint text.txt
+learn train --tokenizer "$model" --corpus text.txt --log text.txt
+find . -name '*.ckpt*'
 exit 0

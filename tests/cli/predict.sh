@@ -20,7 +20,7 @@ echo "== without passes by rows"
 echo "== after a run"
 printf '{"prompt": "hello"}\n' >set.jsonl
 "$UNDERSTUDY" bench -m "$FIXTURES/gpt2-tiny" -n 8 --prompts set.jsonl --json run.json --predict pi5 >stdout || echo "exit $?"
-sed -E '1,/^texts/d; /^The file/d; s/\(.*\)/(…)/; s/ *[0-9.+-]{2,}.*/ …/' stdout
+sed -E '1,/^texts/d; /^The file/d; s/\(.*\)/(…)/; /^ *[2-9] |^ *[1-9][0-9] /d; s/ *[0-9.+-]{2,}.*/ …/' stdout
 echo "== errors"
 for from in set.jsonl absent .; do "$UNDERSTUDY" bench --predict pi5 --from $from 2>&1; done
 echo '{"modes": [{"mode": "plain"}]}' >short.json
