@@ -39,6 +39,8 @@ def parse_options():
     p.add_argument("--engines", default=",".join(MODES), help="[%(default)s]")
     p.add_argument("--limit", type=int, default=4, help="prompts [%(default)s]")
     p.add_argument("-n", "--tokens", type=int, default=64, help="tokens to write for each [%(default)s]")
+    p.add_argument("--temperature", type=float, default=0, help="0: greedy [0]")
+    p.add_argument("--top-k", type=int, default=50, help="with a temperature: of the K likeliest tokens [%(default)s]")
     p.add_argument("--rounds", type=int, default=2, help="times through the prompts [%(default)s]")
     p.add_argument("--seconds", type=float, help="start no further prompt of a format after so many seconds")
     p.add_argument("--wait", action="store_true", help="once all is loaded, wait for Enter before measuring a format")
@@ -87,6 +89,15 @@ def made(out, source, command):
         last = (done.stdout.strip().splitlines() or ["no output"])[-1]
         raise Problem(f"cannot make {os.path.basename(out)}: {last[:200]}")
     return out
+
+
+def sampling(o, seed=0):
+    return {"temperature": o.temperature, "top_k": o.top_k if o.temperature > 0 else 0, "seed": seed}
+
+
+def section(o, form):
+    """Where a format's answers are kept: greedy ones and those of each temperature apart."""
+    return form if o.temperature == 0 else f"{form}, temperature {o.temperature:g}, top-k {o.top_k}"
 
 
 def stem(path):
@@ -138,7 +149,7 @@ class Worker:
         with open(os.path.join(PEERS, "compiler.txt")) as file:
             compiler = file.read().strip()
         self.facts = self.ask({"do": "open", "target": target, "draft": draft, "ngram": o.ngram,
-                               "threads": o.threads, "modes": MODES[engine], "build": compiler,
+                               "threads": o.threads, "sampling": sampling(o), "modes": MODES[engine], "build": compiler,
                                "library": os.path.join(o.build, "libunderstudy.so"),
                                "header": "include/understudy.h"})
         self.facts["file"] = os.path.relpath(target, TOP)
@@ -206,10 +217,11 @@ def run_format(o, form, prompts, result):
         except Problem as problem:
             problems[engine] = str(problem)
             say(f"{engine}: {form}: {problem}")
-    entry = result["formats"].setdefault(form, {"engines": {}, "problems": {}, "machine": [], "answers": [],
+    entry = result["formats"].setdefault(section(o, form), {"engines": {}, "problems": {}, "machine": [], "answers": [],
                                                 "long_prompts": [], "passes": []})
     entry["problems"] = problems
     entry["engines"].update({name: worker.facts for name, worker in workers.items()})
+    entry.update(form=form, greedy=o.temperature == 0, prompts=o.limit, tokens=o.tokens)
     entry["date"] = datetime.date.today().isoformat()
     tokenizer = workers.get("understudy") or workers.get("llama.cpp")
     if not tokenizer:
@@ -218,9 +230,10 @@ def run_format(o, form, prompts, result):
     long_prompt = (sum(ids, []) * 4)[:512]
     lanes = [(worker, mode) for worker in workers.values() for mode in MODES[worker.engine]]
 
-    def answer(worker, mode, prompt, limit):
+    def answer(worker, mode, prompt, limit, seed=0):
         try:
-            return worker.ask({"do": "generate", "mode": mode, "prompt": prompt, "limit": limit})
+            return worker.ask({"do": "generate", "mode": mode, "prompt": prompt, "limit": limit,
+                               "sampling": sampling(o, seed)})
         except Problem as problem:
             say(f"{worker.engine}: {form}: {mode}: {problem}")
             problems[f"{worker.engine}, {mode}"] = str(problem)
@@ -243,7 +256,7 @@ def run_format(o, form, prompts, result):
         prompt = (turn + session - 1) % len(ids)
         shift = turn % max(1, len(lanes))
         for worker, mode in lanes[shift:] + lanes[:shift]:
-            found = answer(worker, mode, ids[prompt], o.tokens)
+            found = answer(worker, mode, ids[prompt], o.tokens, turn + 1)
             if found:
                 entry["answers"].append({"session": session, "turn": turn, "prompt": prompt, "engine": worker.engine,
                                          "mode": mode, **found})
@@ -294,8 +307,7 @@ def main():
                     say(f"{engine}: {form}: {problem}")
         return
     if not o.report:
-        settings = {"prompts": o.prompts, "limit": o.limit, "tokens": o.tokens, "threads": o.threads,
-                    "draft": o.draft, "ngram": o.ngram, "target": o.target}
+        settings = {"prompts": o.prompts, "threads": o.threads, "draft": o.draft, "ngram": o.ngram, "target": o.target}
         if result.get("settings", settings) != settings:
             sys.exit(f"compare: --append: {o.json} was measured with {result['settings']}, expected {settings}")
         result.update(settings=settings, machine=describe(o))

@@ -74,7 +74,8 @@ def summary(entry):
             "engine": engine, "mode": mode, "rate": typical,
             "share": share if mode == "plain" else None,
             "speed_up": paired(lane, plain), "as_plain": in_words(same, total),
-            "as_ours": in_words(*alike(lane, ours)), "answers": len(lane),
+            # whoever draws with noise of its own writes a text of its own
+            "as_ours": in_words(*alike(lane, ours)) if entry["greedy"] or engine == "understudy" else "–", "answers": len(lane),
             "prompt_rate": median(prompts) if prompts and mode == "plain" else None})
     return rows, bandwidth
 
@@ -88,7 +89,7 @@ def cells(row):
             number(row["prompt_rate"], "{:.0f}")]
 
 
-def verdicts(form, entry):
+def verdicts(entry):
     """Ours by the best of the others: plain by plain, and our best mode by the best of any mode."""
     lanes = lanes_of(entry)
     if ("understudy", "plain") not in lanes:
@@ -146,12 +147,12 @@ def print_aligned(table, left):
 def print_tables(result):
     for form, entry in result["formats"].items():
         rows, bandwidth = summary(entry)
-        print(f"\n{form}: {WEIGHTS[form]}, reads at {bandwidth:.1f} GB/s, {entry['date']}")
+        print(f"\n{form}: {WEIGHTS[entry['form']]}, reads at {bandwidth:.1f} GB/s, {entry['date']}")
         print_aligned([HEAD] + [cells(row) for row in rows], left=(0, 1, 5, 6))
         if entry["passes"]:
             print("  one pass over several rows after 128 tokens, by one row:")
             print_aligned(pass_costs(entry), left=(0,))
-        for line in verdicts(form, entry) + monotony(entry):
+        for line in verdicts(entry) + monotony(entry):
             print(f"  {line}")
         for engine, problem in missing(entry):
             print(f"  missing: {engine}: {problem}")
@@ -162,7 +163,7 @@ INTRODUCTION = """# Beside the peers
 Made by `scripts/compare` from what it measured; not edited by hand. Run that one command to make it anew.
 
 Every engine has the same weights, prompts and number of threads, and its own process; they answer in turn, one prompt
-in one mode at a time, greedily. *tokens/s* is decoding alone, the median over the answers; the time until the
+in one mode at a time, greedily where nothing else is said. *tokens/s* is decoding alone, the median over the answers; the time until the
 first token is in *prompt tokens/s*, of a prompt of {long} tokens. *of bandwidth* is the weights' bytes times
 tokens/s by the reads this machine reached in the same run. *speed-up* is by the engine's own plain decoding of the
 same prompt moments before or after, the median. *as plain*: are the texts those of the engine's own plain decoding;
@@ -173,7 +174,8 @@ weights).
 
 LEGEND = """
 Modes: *look-up N* copies up to N tokens that followed the same words earlier in the text, *draft N* lets the
-draft model write N tokens ahead (transformers chooses the number itself), *speculative* and *staged* are understudy's.
+draft model write N tokens ahead (transformers chooses the number itself), *speculative* and *staged* are understudy's. With a
+temperature every engine draws with its own noise, seeded alike for each of its modes.
 """
 
 FORMATS = """
@@ -188,22 +190,23 @@ def write_document(result, path):
     m, s = result["machine"], result["settings"]
     formats = result["formats"]
     longs = {p["tokens"] for entry in formats.values() for p in entry["long_prompts"]}
-    own = [form for form, entry in formats.items()
+    own = [entry["form"] for entry in formats.values()
            if entry["engines"].get("llama.cpp", {}).get("file", "").endswith("-llama.gguf")]
     lines = [INTRODUCTION.format(long=" or ".join(map(str, sorted(longs))) or "–")]
     lines.append(f"{m['cores']} cores of {m['processor']} (family {m['family']}, model {m['model']}"
                  f"{', with AMX' if m['amx'] else ''}), {m['memory_gb']} GB, {m['system']}, Linux {m['kernel']}; "
-                 f"{s['threads']} threads. {s['limit']} prompts of `{s['prompts']}`, {s['tokens']} tokens each. "
+                 f"{s['threads']} threads. Prompts of `{s['prompts']}`. "
                  f"Target `{s['target']}`, draft `{s['draft']}`, n-gram `{s['ngram']}`.")
     for form, entry in formats.items():
         rows, bandwidth = summary(entry)
         answers = max((row["answers"] for row in rows), default=0)
-        lines += [f"\n## {form}: {WEIGHTS[form]}", "",
-                  f"{entry['date']}; reads {bandwidth:.1f} GB/s; answers a mode: {answers}.", "",
+        lines += [f"\n## {form}: {WEIGHTS[entry['form']]}", "",
+                  f"{entry['date']}; {entry['prompts']} prompts, {entry['tokens']} tokens each; reads {bandwidth:.1f} GB/s; "
+                  f"answers a mode: {answers}.", "",
                   "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
         lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-        if verdicts(form, entry):
-            lines += ["", "understudy, " + "; ".join(verdicts(form, entry)) + "."]
+        if verdicts(entry):
+            lines += ["", "understudy, " + "; ".join(verdicts(entry)) + "."]
         lines += ["", *(f"{line}." for line in monotony(entry))] if monotony(entry) else []
         costs = pass_costs(entry)
         if costs:

@@ -1,7 +1,8 @@
 """One engine behind one protocol, for scripts/compare: a process per engine, run by that engine's own Python.
 
 Reads one JSON request a line and answers each with one line: `open` a target and what drafts for it, `tokenize` a text,
-`generate` greedily in one of the engine's modes. Every engine is timed in the same way: a time stamp for each burst of
+`generate` in one of the engine's modes, greedily or,
+with a temperature above 0, drawn from the top_k likeliest tokens. Every engine is timed in the same way: a time stamp for each burst of
 tokens it hands out. The first burst ends the prompt's processing; decoding is what comes after it.
 
 usage: compare_worker.py understudy|llama.cpp|openvino|transformers
@@ -85,13 +86,15 @@ class Understudy:
                                               ctypes.byref(self.error)))
         info = c_struct(header, "understudy_engine_info")()
         lib.understudy_engine_get_info(self.engine, ctypes.byref(info))
+        self.sampling = c_struct(header, "understudy_sampling")
         self.sessions = {}
         modes = re.search(r"typedef enum understudy_mode \{(.*?)\}", header, re.S).group(1)
         modes = [m.lower() for m in re.findall(r"^\s*UNDERSTUDY_(\w+)", modes, re.M)]
         for mode in request["modes"]:
             session = ctypes.c_void_p()
-            self.check(lib.understudy_session_create(self.engine, modes.index(mode), None, ctypes.byref(session),
-                                                     ctypes.byref(self.error)))
+            self.check(lib.understudy_session_create(self.engine, modes.index(mode),
+                                                     ctypes.byref(self.sampling(**request["sampling"])),
+                                                     ctypes.byref(session), ctypes.byref(self.error)))
             self.sessions[mode] = session
         return {"version": lib.understudy_version().decode(), "build": f"{info.isa.decode()} kernels",
                 "weight_bytes": info.weight_bytes}
@@ -109,9 +112,9 @@ class Understudy:
         self.lib.understudy_free(tokens)
         return ids
 
-    def generate(self, mode, prompt, limit):
+    def generate(self, mode, prompt, limit, sampling):
         session, error = self.sessions[mode], ctypes.byref(self.error)
-        self.check(self.lib.understudy_session_reset(session, None, error))
+        self.check(self.lib.understudy_session_reset(session, ctypes.byref(self.sampling(**sampling)), error))
         watch, burst = Watch(), []
         # A step hands out its tokens one call after another, microseconds apart; steps are milliseconds apart.
         seen = [0.0]
@@ -227,22 +230,37 @@ class LlamaCpp:
 
         return Draft()
 
-    def generate(self, mode, prompt, limit):
+    def sampler(self, sampling):
+        """llama.cpp's own chain of samplers."""
+        cpp, chain = self.cpp, self.cpp.llama_sampler_chain_init(self.cpp.llama_sampler_chain_default_params())
+        if sampling["temperature"] > 0:
+            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_top_k(sampling["top_k"]))
+            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_temp(sampling["temperature"]))
+            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_dist(sampling["seed"]))
+        else:
+            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_greedy())
+        return chain
+
+    def generate(self, mode, prompt, limit, sampling):
         self.cut(self.llm, 0)
         self.llm.reset()
         watch = Watch()
         if mode == "plain":
+            chain = self.sampler(sampling)
             self.evaluate(self.llm, prompt, 0)
             for i in range(limit):
-                token = self.likeliest(self.llm)
+                token = int(self.cpp.llama_sampler_sample(chain, self.llm.ctx, -1))
                 watch.add([token])
                 if token == END or i + 1 == limit:
                     break
                 self.evaluate(self.llm, [token], len(prompt) + i)
+            self.cpp.llama_sampler_free(chain)
             return watch.answer(limit)
         self.llm.draft_model = self.drafts[mode]
+        self.llm.set_seed(sampling["seed"])
         made = 0
-        for token in self.llm.generate(prompt, temp=0.0, top_k=1):
+        for token in self.llm.generate(prompt, temp=sampling["temperature"], top_k=sampling["top_k"], top_p=1.0,
+                                       min_p=0.0, repeat_penalty=1.0):
             watch.add([token])
             made += 1
             if token == END or made == limit:
@@ -273,7 +291,7 @@ class OpenVino:
         return {"version": genai.__version__.split("-")[0], "build": "the package's; CPU: " + ", ".join(found),
                 "weight_bytes": size}
 
-    def generate(self, mode, prompt, limit):
+    def generate(self, mode, prompt, limit, sampling):
         watch = Watch()
         genai = self.genai
 
@@ -287,7 +305,9 @@ class OpenVino:
 
         config = genai.GenerationConfig()
         config.max_new_tokens = limit
-        config.do_sample = False
+        config.do_sample = sampling["temperature"] > 0
+        if config.do_sample:
+            config.temperature, config.top_k, config.rng_seed = sampling["temperature"], sampling["top_k"], sampling["seed"]
         config.eos_token_id = END
         config.stop_token_ids = {END}
         if mode.startswith("draft"):
@@ -297,7 +317,11 @@ class OpenVino:
             config.max_ngram_size = 2
         import numpy
         ids = self.openvino.Tensor(numpy.array([prompt], dtype=numpy.int64))
-        self.pipes[mode].generate(ids, config, Stamp())
+        try:
+            self.pipes[mode].generate(ids, config, Stamp())
+        except RuntimeError:  # 2026.4.1: the first sampled answer with a draft model fails, all later ones do not
+            watch = Watch()
+            self.pipes[mode].generate(ids, config, Stamp())
         return watch.answer(limit)
 
 
@@ -320,8 +344,11 @@ class Transformers:
         return {"version": transformers.__version__, "weight_bytes": size,
                 "build": f"torch {torch.__version__}, {capability}, {str(self.dtype).removeprefix('torch.')}"}
 
-    def generate(self, mode, prompt, limit):
-        options = {}
+    def generate(self, mode, prompt, limit, sampling):
+        options = {"do_sample": sampling["temperature"] > 0}
+        if options["do_sample"]:
+            options.update(temperature=float(sampling["temperature"]), top_k=sampling["top_k"], top_p=1.0)
+            self.torch.manual_seed(sampling["seed"])
         if mode.startswith("draft"):
             options["assistant_model"] = self.draft
         elif mode.startswith("look-up"):
@@ -341,7 +368,7 @@ class Transformers:
 
         ids = self.torch.tensor([prompt])
         with self.torch.inference_mode():
-            self.model.generate(ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=limit, do_sample=False,
+            self.model.generate(ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=limit,
                                 pad_token_id=END, eos_token_id=END, streamer=Stamp(), **options)
         return watch.answer(limit)
 
@@ -361,7 +388,7 @@ def main():
             elif request["do"] == "passes":
                 reply = engine.passes(request["rows"], request["context"])
             else:
-                reply = engine.generate(request["mode"], request["prompt"], request["limit"])
+                reply = engine.generate(request["mode"], request["prompt"], request["limit"], request["sampling"])
         except Exception as problem:  # one line for the driver, whatever it was
             if os.environ.get("COMPARE_VERBOSE"):
                 import traceback
