@@ -81,7 +81,7 @@ typedef struct understudy_engine_info {
   bool has_draft, has_ngram;
 } understudy_engine_info;
 
-/* Fills *info; the strings live as long as the engine (NULL: all zero). Any thread. */
+/* Fills *info; the strings live as long as the engine (of NULL: zeros, end_token -1). Any thread. */
 UNDERSTUDY_API void understudy_engine_get_info(const understudy_engine *engine, understudy_engine_info *info);
 
 /* ---- text and tokens ---------------------------------------------------------------------------------- */

@@ -185,7 +185,7 @@ static understudy_status open_lanes(bench *b, understudy_error *err) {
 }
 
 static understudy_status run_bench(bench *b, understudy_error *err) {
-  UST_TRY(ust_cli_check_output(b->options->json, err));
+  UST_TRY(ust_cli_check_output(b->options->json, &b->options->models, b->options->prompts, err));
   UST_TRY(ust_cli_prompts_load(b->options->prompts, (size_t)b->options->limit, &b->prompts, err));
   UST_TRY(ust_cli_open(&b->options->models, &b->engine, err));
   UST_TRY(open_lanes(b, err));

@@ -94,7 +94,7 @@ static int evaluate(const eval_options *o, const char *text, size_t length) {
   understudy_engine *engine = NULL;
   scored s = {0};
   ust_cli_catch_signals();
-  understudy_status status = ust_cli_check_output(o->json, &err);
+  understudy_status status = ust_cli_check_output(o->json, &o->models, o->file, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_open(&o->models, &engine, &err);
   if (status == UNDERSTUDY_OK) status = score_text(engine, text, length, &s, &err);
   if (status == UNDERSTUDY_OK && o->json) status = write_scores(o, &s, &err);

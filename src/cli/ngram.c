@@ -151,9 +151,7 @@ static understudy_status fit_ngram(const ngram_options *o, understudy_error *err
   ust_weights *weights = NULL;
   ust_tokenizer *tokenizer = NULL;
   ust_ngram_fit *fit = NULL;
-  UST_TRY(ust_cli_check_output(o->output, err));
-  UST_TRY(ust_cli_check_kept(o->models.model, o->output, err));
-  UST_TRY(ust_cli_check_kept(o->corpus, o->output, err));
+  UST_TRY(ust_cli_check_output(o->output, &o->models, o->corpus, err));
   understudy_status status = UNDERSTUDY_OK;
   if (o->tokens > 0) status = ust_weights_open(o->models.model, &weights, err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(o->models.model, weights, &tokenizer, err);

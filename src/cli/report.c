@@ -52,8 +52,18 @@ understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine *
 
 /* ---- JSON ---- */
 
-understudy_status ust_cli_check_output(const char *path, understudy_error *err) {
+understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err) {
+  if (!input || !output || !ust_same_file(input, output)) return UNDERSTUDY_OK;
+  bool same_name = strcmp(input, output) == 0;
+  return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: is the input%s%s, expected another file to write to", output,
+                   same_name ? "" : ", ", same_name ? "" : input);
+}
+
+understudy_status ust_cli_check_output(const char *path, const ust_cli_models *models, const char *input,
+                                       understudy_error *err) {
   if (!path) return UNDERSTUDY_OK;
+  const char *read[] = {models->model, models->draft, models->ngram, input};
+  for (size_t i = 0; i < sizeof read / sizeof read[0]; i++) UST_TRY(ust_cli_check_kept(read[i], path, err));
   if (ust_is_directory(path))
     return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: is a directory, expected a file", path);
   struct stat info;
@@ -63,13 +73,6 @@ understudy_status ust_cli_check_output(const char *path, understudy_error *err) 
   UST_TRY(ust_writer_open(&writer, path, err));
   ust_writer_abandon(&writer);
   return UNDERSTUDY_OK;
-}
-
-understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err) {
-  if (!input || !output || !ust_same_file(input, output)) return UNDERSTUDY_OK;
-  bool same_name = strcmp(input, output) == 0;
-  return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: is the input%s%s, expected another file to write to", output,
-                   same_name ? "" : ", ", same_name ? "" : input);
 }
 
 static int write_piece(const char *data, size_t size, void *writer) {

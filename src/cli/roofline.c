@@ -141,8 +141,8 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   ust_machine machine;
   ust_pass_cost costs[UST_PASS_COSTS];
   int count = 0;
-  UST_TRY(ust_cli_check_output(o->json, err));
-  UST_TRY(ust_cli_check_output(o->output, err));
+  UST_TRY(ust_cli_check_output(o->json, &o->models, o->bench, err));
+  UST_TRY(ust_cli_check_output(o->output, &o->models, o->bench, err));
   UST_TRY(choose_kernels(o->models.isa, &kernels, err));
   if (o->bench) UST_TRY(ust_measure_read_bench(o->bench, &run, err));
   if (o->bench) UST_TRY(add_bench(&chart.panels[0], o->bench, &run, err));

@@ -198,7 +198,7 @@ static int run(const run_options *o, const char *text, size_t length) {
   understudy_engine *engine = NULL;
   understudy_session *session = NULL;
   ust_cli_catch_signals();
-  understudy_status status = ust_cli_check_output(o->json, &err);
+  understudy_status status = ust_cli_check_output(o->json, &o->models, o->file, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_open(&o->models, &engine, &err);
   if (status == UNDERSTUDY_OK)
     status = understudy_session_create(engine, ust_cli_mode(o->mode), &o->sampling, &session, &err);

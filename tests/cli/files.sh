@@ -38,7 +38,7 @@ for arguments in "quantize $model --type q8_0 -o absent/q.gguf" "quantize empty 
   "quantize $model --type f32 -o -" "quantize f32.gguf --type q8_0 -o f32.gguf" "quantize link.gguf --type q8_0 -o f32.gguf" \
   "grow f32.gguf --like gpt2 -o ./f32.gguf" "ngram -m f32.gguf -o f32.gguf -n 5" "ngram -m $model --corpus short.txt -o short.txt" \
   "ngram -m $model --corpus short.txt -o q.gguf" "ngram -m $model --corpus nothing.txt -o q.gguf" \
-  "run -m $model -n 1 --json - hi" "bench -m $model --prompts nothing.txt" "bench -m $model --prompts short.txt -n 0"; do
+  "run -m f32.gguf -n 1 --json f32.gguf hi" "eval -m $model -f short.txt --json short.txt" "run -m $model -n 1 --json - hi" "bench -m $model --prompts nothing.txt" "bench -m $model --prompts short.txt -n 0"; do
   # shellcheck disable=SC2086
   "$UNDERSTUDY" $arguments >stdout 2>stderr
   echo "exit $?, stdout $(wc -c <stdout): $(sed "s#$FIXTURES/##g" stderr)"
