@@ -119,8 +119,8 @@ static void print_table(const bench *b) {
            (unsigned long long)s->seed);
   else
     printf("greedy\n\n");
-  printf("%-12s %9s %9s %12s %9s %9s %10s %10s   %s\n", "mode", "tokens/s", "speed-up", "tokens/pass", "MB/token",
-         "vs plain", "GFLOP/s", "FLOP/byte", "draft / n-gram / context");
+  printf("%-11s %8s %8s %11s %8s %8s %7s %9s  %s\n", "mode", "tokens/s", "speed-up", "tokens/pass", "MB/token",
+         "vs plain", "GFLOP/s", "FLOP/byte", "draft/n-gram/context");
   const understudy_stats *plain = &b->lanes[0].result.stats;
   double plain_rate = plain->seconds > 0 ? (double)plain->tokens / plain->seconds : 0;
   double plain_bytes = plain->tokens ? plain->bytes / (double)plain->tokens : 0;
@@ -128,7 +128,7 @@ static void print_table(const bench *b) {
     const understudy_stats *t = &b->lanes[i].result.stats;
     double rate = t->seconds > 0 ? (double)t->tokens / t->seconds : 0;
     double bytes = t->tokens ? t->bytes / (double)t->tokens : 0;
-    printf("%-12s %9.1f %8.2fx %12.2f %9.1f %9.2f %10.1f %10.1f   %llu / %llu / %llu\n", b->lanes[i].result.name, rate,
+    printf("%-11s %8.1f %7.2fx %11.2f %8.1f %8.2f %7.1f %9.1f  %llu/%llu/%llu\n", b->lanes[i].result.name, rate,
            plain_rate > 0 ? rate / plain_rate : 0, t->target_passes ? (double)t->tokens / (double)t->target_passes : 0,
            bytes / 1e6, plain_bytes > 0 ? bytes / plain_bytes : 0, t->seconds > 0 ? t->flop / t->seconds / 1e9 : 0,
            t->bytes > 0 ? t->flop / t->bytes : 0, (unsigned long long)t->accepted[UNDERSTUDY_FROM_DRAFT],

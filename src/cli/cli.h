@@ -176,6 +176,9 @@ const char *ust_cli_mode_name(understudy_mode mode);
 understudy_mode ust_cli_mode(const char *word);
 const char *ust_cli_origin_name(understudy_origin origin); /* "target", "draft", "ngram", "context" */
 understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine **engine, understudy_error *err);
+/* What --isa and --threads ask for, or the best there is. */
+understudy_status ust_cli_machine(const ust_cli_models *models, const ust_kernels **kernels, int *threads,
+                                  understudy_error *err);
 /* What b counts beyond a: the part of sums that came since. */
 understudy_stats ust_cli_stats_since(const understudy_stats *a, const understudy_stats *b);
 /* Writes the file of DESIGN's section on `bench --json`, after measuring the machine. `pieces` (taken over, NULL: none)

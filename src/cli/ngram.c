@@ -43,16 +43,6 @@ static bool show_progress(void *user, int64_t written) {
   return ust_cli_progress(NULL, text, (uint64_t)written, (uint64_t)r->tokens);
 }
 
-static understudy_status choose_kernels(const ust_cli_models *models, const ust_kernels **kernels,
-                                        understudy_error *err) {
-  ust_isa isa = ust_kernels_best();
-  const char *reason = NULL;
-  if (models->isa) ust_isa_parse(models->isa, &isa);
-  *kernels = ust_kernels_get(isa, &reason);
-  if (*kernels) return UNDERSTUDY_OK;
-  return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "--isa %s: %s", ust_isa_name(isa), reason);
-}
-
 /* Counts text the draft writes; *written is less than was asked for when the user stops it. */
 static understudy_status add_generated(const ngram_options *o, const ust_weights *weights,
                                        const ust_tokenizer *tokenizer, ust_ngram_fit *fit, int64_t *written,
@@ -60,7 +50,6 @@ static understudy_status add_generated(const ngram_options *o, const ust_weights
   const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(tokenizer);
   reading r = {.fit = fit, .tokens = o->tokens, .begin_ns = ust_clock_ns()};
   ust_scribe_options options = {.weights = weights,
-                                .threads = o->models.threads ? o->models.threads : ust_thread_count(),
                                 .vocabulary = (int)vocabulary->count,
                                 .end_token = vocabulary->eos,
                                 .tokens = o->tokens,
@@ -72,7 +61,7 @@ static understudy_status add_generated(const ngram_options *o, const ust_weights
   if (options.end_token < 0)
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
                      "%s: found no end-of-text token, expected one to start texts from", o->models.model);
-  UST_TRY(choose_kernels(&o->models, &options.kernels, err));
+  UST_TRY(ust_cli_machine(&o->models, &options.kernels, &options.threads, err));
   return ust_scribe_write(&options, written, err);
 }
 

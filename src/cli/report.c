@@ -50,6 +50,18 @@ understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine *
   return status;
 }
 
+understudy_status ust_cli_machine(const ust_cli_models *models, const ust_kernels **kernels, int *threads,
+                                  understudy_error *err) {
+  ust_isa isa = ust_kernels_best();
+  const char *reason = "not built in";
+  if (models->isa) ust_isa_parse(models->isa, &isa);
+  *threads = models->threads ? models->threads : ust_thread_count();
+  *kernels = ust_kernels_get(isa, &reason);
+  if (*kernels) return UNDERSTUDY_OK;
+  return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "--isa %s: %s; the best here is %s", ust_isa_name(isa), reason,
+                   ust_isa_name(ust_kernels_best()));
+}
+
 /* ---- JSON ---- */
 
 understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err) {

@@ -110,16 +110,6 @@ static understudy_status write_measured(const char *path, const ust_kernels *ker
                             err);
 }
 
-static understudy_status choose_kernels(const char *isa_name, const ust_kernels **kernels, understudy_error *err) {
-  ust_isa isa = ust_kernels_best();
-  const char *reason = "not built in";
-  if (isa_name) ust_isa_parse(isa_name, &isa);
-  *kernels = ust_kernels_get(isa, &reason);
-  if (*kernels) return UNDERSTUDY_OK;
-  return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "--isa %s: %s; the best here is %s", ust_isa_name(isa), reason,
-                   ust_isa_name(ust_kernels_best()));
-}
-
 static bool print_product(void *user, const ust_product_cost *cost) {
   (void)user;
   if (cost->rows == 1)
@@ -135,7 +125,7 @@ static bool print_product(void *user, const ust_product_cost *cost) {
 
 static understudy_status roofline(const roofline_options *o, understudy_error *err) {
   const ust_kernels *kernels;
-  int threads = o->models.threads ? o->models.threads : ust_thread_count();
+  int threads;
   ust_chart chart = {.panel_count = 1};
   ust_bench run = {0};
   ust_machine machine;
@@ -143,7 +133,7 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   int count = 0;
   UST_TRY(ust_cli_check_output(o->json, &o->models, o->bench, err));
   UST_TRY(ust_cli_check_output(o->output, &o->models, o->bench, err));
-  UST_TRY(choose_kernels(o->models.isa, &kernels, err));
+  UST_TRY(ust_cli_machine(&o->models, &kernels, &threads, err));
   if (o->bench) UST_TRY(ust_measure_read_bench(o->bench, &run, err));
   if (o->bench) UST_TRY(add_bench(&chart.panels[0], o->bench, &run, err));
   UST_TRY(measure(o, kernels, threads, &machine, costs, &count, err));

@@ -30,17 +30,6 @@ static bool asked_to_stop(void *user) {
   return ust_cli_stopped();
 }
 
-static understudy_status choose_kernels(ust_train_cli *cli, understudy_error *err) {
-  ust_isa isa = ust_kernels_best();
-  const char *reason = NULL;
-  if (cli->machine.isa) ust_isa_parse(cli->machine.isa, &isa);
-  cli->options.kernels = ust_kernels_get(isa, &reason);
-  if (!cli->options.kernels)
-    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "--isa %s: %s", ust_isa_name(isa), reason);
-  cli->options.threads = cli->machine.threads ? cli->machine.threads : ust_thread_count();
-  return UNDERSTUDY_OK;
-}
-
 /* Nothing a run reads may be what it writes. */
 static understudy_status check_kept(const ust_train_options *o, const char *teacher, understudy_error *err) {
   const char *inputs[] = {o->corpus, o->heldout, teacher}, *outputs[] = {o->output, o->checkpoint, o->log};
@@ -50,32 +39,33 @@ static understudy_status check_kept(const ust_train_options *o, const char *teac
 }
 
 int ust_train_cli_run(ust_train_cli *cli) {
+  ust_train_options *o = &cli->options;
   understudy_error err;
   ust_tokenizer *tokenizer = NULL;
   uint64_t noted_ns = 0;
   ust_cli_set_quiet(cli->quiet);
   ust_cli_catch_signals();
-  cli->options.type = ust_cli_type(cli->type);
-  cli->options.progress = show_progress;
-  cli->options.stop = asked_to_stop;
-  cli->options.user = &noted_ns;
+  o->type = ust_cli_type(cli->type);
+  o->progress = show_progress;
+  o->stop = asked_to_stop;
+  o->user = &noted_ns;
   char checkpoint[4096];
-  bool own_checkpoint = !cli->options.checkpoint;
+  bool own_checkpoint = !o->checkpoint;
   if (own_checkpoint) {
-    snprintf(checkpoint, sizeof checkpoint, "%s.ckpt", cli->options.output);
-    cli->options.checkpoint = checkpoint;
+    snprintf(checkpoint, sizeof checkpoint, "%s.ckpt", o->output);
+    o->checkpoint = checkpoint;
   }
-  understudy_status status = check_kept(&cli->options, cli->teacher, &err);
-  if (status == UNDERSTUDY_OK) status = choose_kernels(cli, &err);
+  understudy_status status = check_kept(o, cli->teacher, &err);
+  if (status == UNDERSTUDY_OK) status = ust_cli_machine(&cli->machine, &o->kernels, &o->threads, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
-  cli->options.tokenizer = tokenizer;
+  o->tokenizer = tokenizer;
   ust_cli_progress(NULL, "reading the text, first step", 0, 1);
-  if (status == UNDERSTUDY_OK) status = ust_train(&cli->options, &err);
+  if (status == UNDERSTUDY_OK) status = ust_train(o, &err);
   ust_tokenizer_free(tokenizer);
   ust_cli_progress_clear();
   if (status == UNDERSTUDY_OK) {
     if (own_checkpoint) unlink(checkpoint);
-    ust_cli_note_written(cli->options.output);
+    ust_cli_note_written(o->output);
     return ust_cli_finish(UST_EXIT_OK);
   }
   if (status == UNDERSTUDY_ERROR_CANCELLED) { /* where it stopped and how to go on is worth saying */
