@@ -120,7 +120,7 @@ static bool store(const char *command, const ust_option *option, const char *val
 static void print_lines(const char *text, int indent) {
   for (const char *line = text; *line;) {
     int length = (int)strcspn(line, "\n");
-    printf("%s%.*s\n", line == text ? "" : "                                        " + (40 - indent), length, line);
+    printf("%*s%.*s\n", line == text ? 0 : indent, "", length, line);
     line += length;
     if (*line) line++;
   }
