@@ -42,10 +42,10 @@ static void clear(understudy_error *err) {
   if (err) *err = (understudy_error){0};
 }
 
-/* Opens a public function: no error yet, and none of what it needs is NULL. */
-#define REQUIRE(err, pointer)                                                                                          \
+/* A public function's argument that must not be NULL. */
+#define REQUIRE(err, pointer, name)                                                                                    \
   do {                                                                                                                 \
-    if (!(pointer)) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, #pointer ": found NULL, expected one");           \
+    if (!(pointer)) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, name ": found NULL, expected one");               \
   } while (0)
 
 /* ---- engine ---- */
@@ -127,9 +127,9 @@ static understudy_status open_all(const understudy_engine_options *options, unde
 understudy_status understudy_engine_open(const understudy_engine_options *options, understudy_engine **engine,
                                          understudy_error *err) {
   clear(err);
-  REQUIRE(err, engine);
+  REQUIRE(err, engine, "engine");
   *engine = NULL;
-  REQUIRE(err, options);
+  REQUIRE(err, options, "options");
   understudy_engine *e = ust_alloc(sizeof *e);
   if (!e) return ust_error_memory(err, sizeof *e, "an engine");
   understudy_status status = open_all(options, e, err);
@@ -175,16 +175,16 @@ void understudy_engine_get_info(const understudy_engine *e, understudy_engine_in
 
 /* ---- text and tokens ---- */
 
-understudy_status understudy_tokenize(const understudy_engine *engine, const char *text, size_t length, bool special,
+understudy_status understudy_tokenize(const understudy_engine *e, const char *text, size_t length, bool special,
                                       int32_t **tokens, size_t *count, understudy_error *err) {
   clear(err);
-  REQUIRE(err, tokens);
-  REQUIRE(err, count);
+  REQUIRE(err, tokens, "tokens");
+  REQUIRE(err, count, "count");
   *tokens = NULL;
   *count = 0;
-  REQUIRE(err, engine);
-  if (length) REQUIRE(err, text);
-  return ust_tokenizer_encode(engine->tokenizer, text ? text : "", length, special, tokens, count, err);
+  REQUIRE(err, e, "engine");
+  if (length) REQUIRE(err, text, "text");
+  return ust_tokenizer_encode(e->tokenizer, text ? text : "", length, special, tokens, count, err);
 }
 
 const char *understudy_token_bytes(const understudy_engine *e, int32_t token, size_t *length) {
@@ -231,24 +231,24 @@ static understudy_status create_session(const understudy_engine *e, ust_decoder_
   return UNDERSTUDY_OK;
 }
 
-understudy_status understudy_session_create(const understudy_engine *engine, understudy_mode mode,
+understudy_status understudy_session_create(const understudy_engine *e, understudy_mode mode,
                                             const understudy_sampling *sampling, understudy_session **session,
                                             understudy_error *err) {
   clear(err);
-  REQUIRE(err, session);
+  REQUIRE(err, session, "session");
   *session = NULL;
-  REQUIRE(err, engine);
+  REQUIRE(err, e, "engine");
   if (mode != UNDERSTUDY_PLAIN && mode != UNDERSTUDY_SPECULATIVE && mode != UNDERSTUDY_STAGED)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: found %d, expected plain, speculative or staged", (int)mode);
-  if (mode == UNDERSTUDY_SPECULATIVE && !engine->draft)
+  if (mode == UNDERSTUDY_SPECULATIVE && !e->draft)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: speculative needs a draft model, found none");
-  ust_decoder_options options = staged(engine);
+  ust_decoder_options options = staged(e);
   if (mode == UNDERSTUDY_PLAIN) options.draft = NULL;
   if (mode != UNDERSTUDY_STAGED) {
     options.ngram = NULL;
     options.text = false;
   }
-  return create_session(engine, &options, sampling, session, err);
+  return create_session(e, &options, sampling, session, err);
 }
 
 understudy_status ust_session_create_variant(const understudy_engine *e, ust_variant variant,
@@ -288,13 +288,13 @@ void understudy_session_close(understudy_session *s) {
   ust_free(s);
 }
 
-understudy_status understudy_session_reset(understudy_session *session, const understudy_sampling *sampling,
+understudy_status understudy_session_reset(understudy_session *s, const understudy_sampling *sampling,
                                            understudy_error *err) {
   clear(err);
-  REQUIRE(err, session);
+  REQUIRE(err, s, "session");
   understudy_sampling whole = without_gaps(sampling ? *sampling : (understudy_sampling){0});
   UST_TRY(ust_sampling_check(&whole, err));
-  ust_decoder_reset(session->decoder, sampling ? &whole : NULL);
+  ust_decoder_reset(s->decoder, sampling ? &whole : NULL);
   return UNDERSTUDY_OK;
 }
 
@@ -313,12 +313,11 @@ size_t understudy_session_length(const understudy_session *s) {
   return s ? (size_t)ust_decoder_count(s->decoder) : 0;
 }
 
-understudy_status understudy_session_prompt(understudy_session *session, const int32_t *tokens, size_t count,
+understudy_status understudy_session_prompt(understudy_session *s, const int32_t *tokens, size_t count,
                                             understudy_progress_fn progress, void *user, understudy_error *err) {
   clear(err);
-  REQUIRE(err, session);
-  if (count) REQUIRE(err, tokens);
-  const understudy_session *s = session;
+  REQUIRE(err, s, "session");
+  if (count) REQUIRE(err, tokens, "tokens");
   UST_TRY(check_tokens(s, tokens, count, err));
   size_t held = (size_t)ust_decoder_count(s->decoder), context = (size_t)s->engine->context;
   if (count > context - held)
@@ -342,13 +341,12 @@ static bool emit(void *user, int32_t token, understudy_origin origin) {
   return l->token && l->token(l->user, token, bytes ? bytes : "", length, origin);
 }
 
-understudy_status understudy_session_generate(understudy_session *session, int max_tokens, understudy_token_fn token,
+understudy_status understudy_session_generate(understudy_session *s, int max_tokens, understudy_token_fn token,
                                               void *user, int *generated, understudy_error *err) {
   clear(err);
   int count = 0;
   if (generated) *generated = 0;
-  REQUIRE(err, session);
-  understudy_session *s = session;
+  REQUIRE(err, s, "session");
   if (max_tokens < 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "max_tokens: found %d, expected 0 or more", max_tokens);
   if (ust_decoder_count(s->decoder) == 0)
@@ -379,14 +377,13 @@ void understudy_session_reset_stats(understudy_session *s) {
   if (s) ust_decoder_reset_stats(s->decoder);
 }
 
-understudy_status understudy_session_score(understudy_session *session, const int32_t *tokens, size_t count,
+understudy_status understudy_session_score(understudy_session *s, const int32_t *tokens, size_t count,
                                            float *logprobs, understudy_progress_fn progress, void *user,
                                            understudy_error *err) {
   clear(err);
-  REQUIRE(err, session);
-  if (count) REQUIRE(err, tokens);
-  if (count > 1) REQUIRE(err, logprobs);
-  const understudy_session *s = session;
+  REQUIRE(err, s, "session");
+  if (count) REQUIRE(err, tokens, "tokens");
+  if (count > 1) REQUIRE(err, logprobs, "logprobs");
   UST_TRY(check_tokens(s, tokens, count, err));
   return ust_decoder_score(s->decoder, tokens, count, logprobs, progress, user, err);
 }
