@@ -117,6 +117,10 @@ typedef struct understudy_sampling {
   float top_p;       /* keep the likeliest tokens that together reach this probability; 0 or 1: all */
   float min_p;       /* drop tokens less likely than this share of the likeliest; 0: none */
   uint64_t seed;
+  /* What changes the logits of tokens that stand in the text so far, the prompt included, before all else: */
+  float repetition_penalty; /* positive logits are divided by it, others multiplied; 0 or 1: none */
+  float frequency_penalty;  /* subtracted for each time the token stands there; 0: none */
+  float presence_penalty;   /* subtracted once; 0: none */
 } understudy_sampling;
 
 /* Creates a session. `sampling` NULL: greedy. All memory it needs is allocated here; unless the mode is plain, it also

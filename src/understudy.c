@@ -197,6 +197,7 @@ const char *understudy_token_bytes(const understudy_engine *e, int32_t token, si
 /* A structure of zeros is greedy, too. */
 static understudy_sampling without_gaps(understudy_sampling sampling) {
   if (sampling.top_p == 0) sampling.top_p = 1;
+  if (sampling.repetition_penalty == 0) sampling.repetition_penalty = 1;
   return sampling;
 }
 

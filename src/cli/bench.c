@@ -115,10 +115,15 @@ static void print_table(const bench *b) {
   printf("%zu prompt%s, up to %d tokens each, ", b->prompts.count, b->prompts.count == 1 ? "" : "s",
          b->options->tokens);
   if (s->temperature > 0)
-    printf("temperature %g, top-k %d, top-p %g, seed %llu\n\n", (double)s->temperature, s->top_k, (double)s->top_p,
+    printf("temperature %g, top-k %d, top-p %g, seed %llu", (double)s->temperature, s->top_k, (double)s->top_p,
            (unsigned long long)s->seed);
   else
-    printf("greedy\n\n");
+    printf("greedy");
+  if (s->repetition_penalty != 0 && s->repetition_penalty != 1)
+    printf(", repetition penalty %g", (double)s->repetition_penalty);
+  if (s->frequency_penalty != 0) printf(", frequency penalty %g", (double)s->frequency_penalty);
+  if (s->presence_penalty != 0) printf(", presence penalty %g", (double)s->presence_penalty);
+  printf("\n\n");
   printf("%-11s %8s %8s %11s %8s %8s %7s %9s  %s\n", "mode", "tokens/s", "speed-up", "tokens/pass", "MB/token",
          "vs plain", "GFLOP/s", "FLOP/byte", "draft/n-gram/context");
   const understudy_stats *plain = &b->lanes[0].result.stats;
@@ -206,7 +211,7 @@ static understudy_status run_bench(bench *b, understudy_error *err) {
 
 int ust_cli_bench(int argc, char **argv) {
   if (ust_cli_predicts_only(argc, argv)) return ust_cli_predict(argc, argv);
-  bench_options o = {.sampling = {.top_p = 1}, .tokens = 128};
+  bench_options o = {.sampling = {.top_p = 1, .repetition_penalty = 1}, .tokens = 128};
   const ust_option options[] = {
       UST_OPTIONS_MODEL(&o.models),
       UST_OPTIONS_DRAFTS(&o.models),

@@ -84,7 +84,7 @@ typedef struct ust_cli_models {
     UST_TEXT("ngram", 0, &(m)->ngram, "FILE", "an n-gram file made by 'understudy ngram'")                             \
   }
 #define UST_OPTIONS_MACHINE(m)                                                                                         \
-  {UST_INT("threads", 0, &(m)->threads, "N", "threads [the physical cores this process may use]", 0, 1024)}, {                 \
+  {UST_INT("threads", 0, &(m)->threads, "N", "threads [the physical cores this process may use]", 0, 1024)}, {         \
     UST_CHOICE("isa", &(m)->isa, "scalar|avx2|avx512|amx", "kernel level [the best this machine has]")                 \
   }
 #define UST_OPTIONS_CONTEXT(m)                                                                                         \
@@ -96,6 +96,12 @@ typedef struct ust_cli_models {
       {UST_REAL("top-p", &(s)->top_p, "P", "keep the likeliest that together reach P [1]", 1e-30, 1),                  \
        .expected = "a number above 0, at most 1"},                                                                     \
       {UST_REAL("min-p", &(s)->min_p, "P", "drop those below P times the likeliest [0]", 0, 1)},                       \
+      {UST_REAL("repetition-penalty", &(s)->repetition_penalty, "R",                                                   \
+                "divide the logits of tokens seen before by R [1]", 0, 1000)},                                         \
+      {UST_REAL("frequency-penalty", &(s)->frequency_penalty, "F", "subtract F for each time they were seen [0]",      \
+                -1000, 1000)},                                                                                         \
+      {UST_REAL("presence-penalty", &(s)->presence_penalty, "P", "subtract P once if they were seen [0]", -1000,       \
+                1000)},                                                                                                \
       UST_OPTIONS_SEED(&(s)->seed)
 #define UST_OPTIONS_SEED(seed)                                                                                         \
   { UST_SEED("seed", seed, "S", "same seed, same text [0]") }
@@ -167,7 +173,7 @@ typedef struct ust_mode_result {
   const char *name; /* of the mode or the experiment */
   understudy_stats stats;
   ust_details details;
-  char sha256[65]; /* of all text of the mode */
+  char sha256[65];            /* of all text of the mode */
   ust_prompt_result *prompts; /* [prompt_count] */
   size_t prompt_count;
 } ust_mode_result;
@@ -211,7 +217,9 @@ void ust_cli_sha256_finish(ust_sha256 *sha, char hex[65]);
 /* What a device may be given as, for help. */
 #define UST_CLI_DEVICES UST_DEVICE_NAMES ",\nor figures such as " UST_DEVICE_FIGURES " (a pass)"
 #define UST_OPTIONS_PREDICT(device, from)                                                                              \
-  {UST_TEXT("predict", 0, device, "DEVICE", "what a --json file's run would give on another machine:\n" UST_CLI_DEVICES)}, { \
+  {UST_TEXT("predict", 0, device, "DEVICE",                                                                            \
+            "what a --json file's run would give on another machine:\n" UST_CLI_DEVICES)},                             \
+  {                                                                                                                    \
     UST_TEXT("from", 0, from, "FILE", "with --predict: the file of an earlier run; nothing is run")                    \
   }
 /* Whether the arguments ask for a prediction from a file (ust_cli_predict) and not for a run. */

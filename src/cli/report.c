@@ -226,9 +226,11 @@ static double shortest(float value) {
 }
 
 static json_t *sampling_json(const understudy_sampling *sampling) {
-  return json_pack("{s:f, s:i, s:f, s:f, s:I}", "temperature", shortest(sampling->temperature), "top_k",
-                   sampling->top_k, "top_p", shortest(sampling->top_p), "min_p", shortest(sampling->min_p), "seed",
-                   (json_int_t)sampling->seed);
+  return json_pack("{s:f, s:i, s:f, s:f, s:f, s:f, s:f, s:I}", "temperature", shortest(sampling->temperature), "top_k",
+                   sampling->top_k, "top_p", shortest(sampling->top_p), "min_p", shortest(sampling->min_p),
+                   "repetition_penalty", shortest(sampling->repetition_penalty), "frequency_penalty",
+                   shortest(sampling->frequency_penalty), "presence_penalty", shortest(sampling->presence_penalty),
+                   "seed", (json_int_t)sampling->seed);
 }
 
 understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,

@@ -209,7 +209,7 @@ static int run(const run_options *o, const char *text, size_t length) {
 }
 
 int ust_cli_run(int argc, char **argv) {
-  run_options o = {.sampling = {.top_p = 1}, .mode = "staged", .tokens = 256};
+  run_options o = {.sampling = {.top_p = 1, .repetition_penalty = 1}, .mode = "staged", .tokens = 256};
   const ust_option options[] = {
       UST_OPTIONS_MODEL(&o.models),
       UST_OPTIONS_DRAFTS(&o.models),

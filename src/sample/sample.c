@@ -24,7 +24,9 @@ static const float HIGHEST_NOISE = 22.875f;
 
 struct ust_sampler {
   int vocabulary;
-  uint64_t *keys; /* [vocabulary] tokens kept so far, or a heap of them */
+  uint64_t *keys;   /* [vocabulary] tokens kept so far, or a heap of them */
+  float *penalised; /* [vocabulary] */
+  int32_t *times;   /* [vocabulary] zero between calls */
   double bucket[BUCKETS];
 };
 
@@ -361,6 +363,48 @@ int ust_sampler_rank(ust_sampler *sampler, const understudy_sampling *sampling, 
   return ranked.count;
 }
 
+/* ---- penalties ---- */
+
+bool ust_sampling_penalises(const understudy_sampling *s) {
+  return (s->repetition_penalty != 0 && s->repetition_penalty != 1) || s->frequency_penalty != 0 ||
+         s->presence_penalty != 0;
+}
+
+float ust_sample_penalise(const understudy_sampling *s, float logit, int times) {
+  if (s->repetition_penalty != 0) logit = logit > 0 ? logit / s->repetition_penalty : logit * s->repetition_penalty;
+  return logit - s->frequency_penalty * (float)times - s->presence_penalty;
+}
+
+static int times_in(const int32_t *tokens, int count, int32_t token) {
+  int times = 0;
+  for (int i = 0; i < count; i++) times += tokens[i] == token;
+  return times;
+}
+
+int ust_before_times(const ust_before *before, int32_t token) {
+  return times_in(before->text, before->count, token) + times_in(before->path, before->depth, token);
+}
+
+static void penalise_run(ust_sampler *sampler, const understudy_sampling *sampling, const int32_t *tokens, int count) {
+  for (int i = 0; i < count; i++) {
+    int32_t token = tokens[i];
+    if (sampler->times[token] == 0) continue; /* done */
+    sampler->penalised[token] = ust_sample_penalise(sampling, sampler->penalised[token], sampler->times[token]);
+    sampler->times[token] = 0;
+  }
+}
+
+const float *ust_sampler_penalised(ust_sampler *sampler, const understudy_sampling *sampling, const float *logits,
+                                   const ust_before *before) {
+  if (!ust_sampling_penalises(sampling)) return logits;
+  memcpy(sampler->penalised, logits, (size_t)sampler->vocabulary * sizeof *logits);
+  for (int i = 0; i < before->count; i++) sampler->times[before->text[i]]++;
+  for (int i = 0; i < before->depth; i++) sampler->times[before->path[i]]++;
+  penalise_run(sampler, sampling, before->text, before->count);
+  penalise_run(sampler, sampling, before->path, before->depth);
+  return sampler->penalised;
+}
+
 /* ---- parameters and scratch ---- */
 
 understudy_status ust_sampling_check(const understudy_sampling *sampling, understudy_error *err) {
@@ -372,6 +416,12 @@ understudy_status ust_sampling_check(const understudy_sampling *sampling, unders
     return ust_error(err, bad, "top_p is %g, expected above 0 and at most 1", (double)sampling->top_p);
   if (!(sampling->min_p >= 0 && sampling->min_p <= 1))
     return ust_error(err, bad, "min_p is %g, expected 0 to 1", (double)sampling->min_p);
+  if (!(sampling->repetition_penalty >= 0 && sampling->repetition_penalty <= 1000))
+    return ust_error(err, bad, "repetition_penalty is %g, expected 0 to 1000", (double)sampling->repetition_penalty);
+  if (!(fabsf(sampling->frequency_penalty) <= 1000))
+    return ust_error(err, bad, "frequency_penalty is %g, expected -1000 to 1000", (double)sampling->frequency_penalty);
+  if (!(fabsf(sampling->presence_penalty) <= 1000))
+    return ust_error(err, bad, "presence_penalty is %g, expected -1000 to 1000", (double)sampling->presence_penalty);
   return UNDERSTUDY_OK;
 }
 
@@ -382,17 +432,23 @@ understudy_status ust_sampler_create(int vocabulary, ust_sampler **sampler, unde
   ust_sampler *made = ust_alloc(sizeof *made);
   if (!made) return ust_error_memory(err, sizeof *made, "a sampler");
   made->vocabulary = vocabulary;
-  size_t size = (size_t)vocabulary * sizeof *made->keys;
-  made->keys = ust_alloc(size);
-  if (!made->keys) {
-    ust_free(made);
-    return ust_error_memory(err, size, "a sampler");
+  size_t count = (size_t)vocabulary;
+  made->keys = ust_alloc(count * sizeof *made->keys);
+  made->penalised = ust_alloc(count * sizeof *made->penalised);
+  made->times = ust_alloc(count * sizeof *made->times);
+  if (!made->keys || !made->penalised || !made->times) {
+    ust_sampler_free(made);
+    return ust_error_memory(err, count * (sizeof *made->keys + sizeof *made->penalised + sizeof *made->times),
+                            "a sampler");
   }
   *sampler = made;
   return UNDERSTUDY_OK;
 }
 
 void ust_sampler_free(ust_sampler *sampler) {
-  if (sampler) ust_free(sampler->keys);
+  if (!sampler) return;
+  ust_free(sampler->keys);
+  ust_free(sampler->penalised);
+  ust_free(sampler->times);
   ust_free(sampler);
 }

@@ -302,8 +302,11 @@ static int walk(ust_decoder *d, int limit, ust_emit_fn emit, void *user, int32_t
   while (node >= 0 && count < limit && !*end) {
     ust_ranked choice;
     uint64_t start = ust_clock_ns();
-    ust_sampler_rank(d->sampler, &d->options.sampling, d->logits + (size_t)d->tree.nodes[node].row * stride,
-                     (uint64_t)(d->history.count + d->tree.nodes[node].depth), 1, &choice);
+    const understudy_sampling *sampling = &d->options.sampling;
+    ust_before before = {.text = d->history.tokens, .count = d->history.count, .path = tokens, .depth = count};
+    const float *logits = d->logits + (size_t)d->tree.nodes[node].row * stride;
+    logits = ust_sampler_penalised(d->sampler, sampling, logits, &before);
+    ust_sampler_rank(d->sampler, sampling, logits, (uint64_t)(before.count + before.depth), 1, &choice);
     d->details.choice_seconds += (double)(ust_clock_ns() - start) * 1e-9;
     if (d->options.text) remember(d, node);
     learn(d, node, choice.token);

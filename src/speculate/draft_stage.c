@@ -50,24 +50,26 @@ static void pass(ust_draft_stage *stage, const int32_t *tokens, const int32_t *p
   stage->work.flop += rows * ust_model_row_flop(stage->model, keys);
 }
 
-/* Ranks the logits of `count` rows, whose next tokens would stand at positions[]. */
-static void rank(ust_draft_stage *stage, const understudy_sampling *sampling, const uint64_t *positions, int count) {
+/* Ranks the logits of `count` rows, whose next tokens would stand behind before[]. */
+static void rank(ust_draft_stage *stage, const understudy_sampling *sampling, const ust_before *before, int count) {
   uint64_t start = ust_clock_ns();
   size_t stride = ust_model_logit_stride(stage->model);
 #pragma omp parallel for schedule(dynamic) num_threads(ust_model_threads(stage->model))
-  for (int i = 0; i < count; i++)
-    stage->found[i] =
-        ust_sampler_rank(stage->samplers[omp_get_thread_num()], sampling, stage->logits + (size_t)i * stride,
-                         positions[i], UST_CANDIDATES, stage->ranked[i]);
+  for (int i = 0; i < count; i++) {
+    ust_sampler *sampler = stage->samplers[omp_get_thread_num()];
+    const float *logits = ust_sampler_penalised(sampler, sampling, stage->logits + (size_t)i * stride, &before[i]);
+    stage->found[i] = ust_sampler_rank(sampler, sampling, logits, (uint64_t)(before[i].count + before[i].depth),
+                                       UST_CANDIDATES, stage->ranked[i]);
+  }
   stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
 }
 
 void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows) {
   int32_t tokens[UST_DRAFT_ROWS] = {0}, parents[UST_DRAFT_ROWS];
-  uint64_t positions[UST_DRAFT_ROWS] = {0};
+  ust_before before[UST_DRAFT_ROWS] = {0};
   for (int i = 0; i < rows; i++) parents[i] = i - 1;
   pass(stage, tokens, parents, rows, NULL, stage->logits);
-  rank(stage, sampling, positions, rows);
+  rank(stage, sampling, before, rows);
   ust_timeline_truncate(stage->timeline, 0);
 }
 
@@ -119,7 +121,8 @@ static double worth_of(const ust_planner *planner, const ust_text_stage *text, d
 
 /* What evaluating a node brings: a candidate as good as those after evaluated nodes of its kind have been, instead of
  * the text stage's. */
-static double gain_of(const ust_planner *planner, const ust_text_stage *text, const ust_tree *tree, int node, double row) {
+static double gain_of(const ust_planner *planner, const ust_text_stage *text, const ust_tree *tree, int node,
+                      double row) {
   const ust_node *n = &tree->nodes[node];
   double known = 0, chance = (double)ust_record_chance(&planner->evaluated[n->known], 1);
   for (int child = n->first_child; child >= 0; child = tree->nodes[child].next_sibling)
@@ -178,6 +181,8 @@ static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
                     const understudy_sampling *sampling) {
   int32_t nodes[UST_DRAFT_ROWS], tokens[UST_DRAFT_ROWS + CATCH_UP], parents[UST_DRAFT_ROWS + CATCH_UP];
+  int32_t paths[UST_DRAFT_ROWS][UST_TREE_DEEPEST];
+  ust_before before[UST_DRAFT_ROWS];
   bool want[UST_DRAFT_ROWS + CATCH_UP];
   bool first = tree->nodes[0].draft_node < 0;
   int behind = history->count - 1 - ust_timeline_committed(stage->timeline);
@@ -195,7 +200,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
     ust_draft_catch_up(stage, history);
     missing = 0;
   }
-  uint64_t start = ust_clock_ns(), positions[UST_DRAFT_ROWS];
+  uint64_t start = ust_clock_ns();
   int base = ust_timeline_nodes(stage->timeline), rows = 0;
   for (int i = 0; i < missing; i++, rows++) {
     tokens[rows] = history->tokens[history->count - 1 - missing + i];
@@ -208,11 +213,14 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
     tokens[rows] = n->token;
     parents[rows] = n->parent >= 0 ? tree->nodes[n->parent].draft_node : missing - 1;
     want[rows] = true;
-    positions[i] = (uint64_t)(history->count + n->depth);
+    before[i] = (ust_before){.text = history->tokens,
+                             .count = history->count,
+                             .path = paths[i],
+                             .depth = ust_tree_path(tree, nodes[i], paths[i])};
   }
   if (first) stage->pending = missing;
   pass(stage, tokens, parents, rows, want, stage->logits);
-  rank(stage, sampling, positions, count);
+  rank(stage, sampling, before, count);
   for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], stage->ranked[i], stage->found[i]);
   stage->work.predicted += ust_cost_of(&stage->planner->draft_cost, rows);
   ust_cost_observe(&stage->planner->draft_cost, rows, (double)(ust_clock_ns() - start) * 1e-9);

@@ -4,14 +4,19 @@
 
 #include "speculate/stages.h"
 
-/* Orders candidates by log-probability / T plus noise; fills gaps[] (to the second for the first, to the first for
- * the others). */
-static void rank(ust_ngram_candidate *found, int count, const understudy_sampling *sampling, uint64_t position,
+/* Orders candidates by log-probability / T plus noise, as if log-probabilities were logits; fills gaps[] (to the second
+ * for the first, to the first for the others). */
+static void rank(ust_ngram_candidate *found, int count, const understudy_sampling *sampling, const ust_before *before,
                  float gaps[UST_CANDIDATES]) {
   float score[UST_CANDIDATES];
+  bool penalises = ust_sampling_penalises(sampling);
+  uint64_t position = (uint64_t)(before->count + before->depth);
   float heat = sampling->temperature > 0 ? sampling->temperature : 1;
   for (int i = 0; i < count; i++) {
-    float own = logf(UST_MAX(found[i].probability, 1e-9f)) / heat;
+    float own = logf(UST_MAX(found[i].probability, 1e-9f));
+    int times = penalises ? ust_before_times(before, found[i].token) : 0;
+    if (times) own = ust_sample_penalise(sampling, own, times);
+    own /= heat;
     if (sampling->temperature > 0) own += ust_sample_noise(sampling->seed, position, found[i].token);
     ust_ngram_candidate candidate = found[i];
     int at = i;
@@ -64,7 +69,8 @@ static void propose(const ust_text_stage *stage, ust_tree *tree, int node, const
   float scale = ust_planner_scale(&stage->planner->text_covers);
   int depth = ust_tree_path(tree, node, path);
   int count = gather(stage, history, path, depth, found);
-  rank(found, count, sampling, (uint64_t)(history->count + depth), gaps);
+  ust_before before = {.text = history->tokens, .count = history->count, .path = path, .depth = depth};
+  rank(found, count, sampling, &before, gaps);
   for (int i = 0; i < count; i++) {
     int source = found[i].source == UST_SOURCE_FILE, order = UST_MIN(found[i].order, UST_ORDERS - 1);
     const ust_record *record = &stage->planner->text_hits[source][order][i][ust_planner_gap(gaps[i])];

@@ -18,6 +18,9 @@ for n in -1 2147483648 5x '' ' 5' 0x10 1.5; do check run -m "$model" -n "$n" hi;
 for t in nan inf -0.1 1e999 x; do check run -m "$model" --temperature "$t" hi; done
 for p in 0 1.1 -1; do check run -m "$model" --top-p "$p" hi; done
 check run -m "$model" --min-p 2 hi
+check run -m "$model" --repetition-penalty -1 hi
+check run -m "$model" --frequency-penalty nan hi
+check run -m "$model" --presence-penalty 1001 hi
 check run -m "$model" --top-k -1 hi
 check run -m "$model" --seed -1 hi
 check run -m "$model" --seed 99999999999999999999 hi

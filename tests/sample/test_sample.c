@@ -203,6 +203,44 @@ static void test_naive(void **unused) {
   }
 }
 
+/* ---- penalties ---- */
+
+static void test_penalties(void **unused) {
+  (void)unused;
+  enum { V = 40, LONGEST = 60 };
+  state = 6;
+  ust_sampler *sampler = sampler_of(V);
+  float logits[V], expected[V];
+  int32_t text[LONGEST], path[LONGEST];
+  for (int i = 0; i < 500; i++) {
+    fill_logits(logits, V, i % 7);
+    ust_before before = {text, path, (int)(random_word() % LONGEST), (int)(random_word() % LONGEST)};
+    int times[V] = {0};
+    for (int k = 0; k < before.count; k++) times[text[k] = (int32_t)(random_word() % V)]++;
+    for (int k = 0; k < before.depth; k++) times[path[k] = (int32_t)(random_word() % (V / 4))]++;
+    understudy_sampling s = {.temperature = 1,
+                             .top_p = 1,
+                             .repetition_penalty = (float[]){0, 1, 1.3f, 0.5f}[random_word() % 4],
+                             .frequency_penalty = (float[]){0, 0.25f, -1}[random_word() % 3],
+                             .presence_penalty = (float[]){0, 1.5f, -0.5f}[random_word() % 3]};
+    for (int t = 0; t < V; t++) {
+      expected[t] = logits[t];
+      if (times[t] && s.repetition_penalty > 0)
+        expected[t] = logits[t] > 0 ? logits[t] / s.repetition_penalty : logits[t] * s.repetition_penalty;
+      if (times[t]) expected[t] = expected[t] - s.frequency_penalty * (float)times[t] - s.presence_penalty;
+      assert_int_equal(ust_before_times(&before, t), times[t]);
+    }
+    bool none =
+        (s.repetition_penalty == 0 || s.repetition_penalty == 1) && s.frequency_penalty == 0 && s.presence_penalty == 0;
+    assert_int_equal(ust_sampling_penalises(&s), !none);
+    const float *penalised = ust_sampler_penalised(sampler, &s, logits, &before);
+    if (none) assert_ptr_equal(penalised, logits);
+    for (int t = 0; t < V; t++) assert_true(penalised[t] == expected[t] || (isnan(penalised[t]) && isnan(expected[t])));
+    check_against_naive(&s, penalised, V, random_word(), sampler, 8);
+  }
+  ust_sampler_free(sampler);
+}
+
 /* ---- the distribution ---- */
 
 enum { SMALL = 12, DRAWS = 40000 };
@@ -332,6 +370,11 @@ static void test_check(void **unused) {
   REFUSED(min_p, -0.1f);
   REFUSED(min_p, 1.1f);
   REFUSED(min_p, NAN);
+  REFUSED(repetition_penalty, -0.5f);
+  REFUSED(repetition_penalty, INFINITY);
+  REFUSED(frequency_penalty, NAN);
+  REFUSED(frequency_penalty, 1001);
+  REFUSED(presence_penalty, -INFINITY);
   ust_sampler *sampler;
   assert_int_equal(ust_sampler_create(0, &sampler, &err), UNDERSTUDY_ERROR_ARGUMENT);
   assert_null(sampler);
@@ -370,9 +413,10 @@ static void test_time(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_philox), cmocka_unit_test(test_noise),        cmocka_unit_test(test_bound),
-      cmocka_unit_test(test_naive),  cmocka_unit_test(test_distribution), cmocka_unit_test(test_coupling),
-      cmocka_unit_test(test_edges),  cmocka_unit_test(test_check),        cmocka_unit_test(test_time),
+      cmocka_unit_test(test_philox),   cmocka_unit_test(test_noise),     cmocka_unit_test(test_bound),
+      cmocka_unit_test(test_naive),    cmocka_unit_test(test_penalties), cmocka_unit_test(test_distribution),
+      cmocka_unit_test(test_coupling), cmocka_unit_test(test_edges),     cmocka_unit_test(test_check),
+      cmocka_unit_test(test_time),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -99,6 +99,8 @@ static const understudy_sampling samplings[] = {
     {.temperature = 1, .top_p = 1, .top_k = 10, .seed = 1},
     {.temperature = 0.6f, .top_p = 0.9f, .seed = 2},
     {.temperature = 1.5f, .top_p = 1, .min_p = 0.02f, .seed = 3},
+    {.temperature = 0, .top_p = 1, .repetition_penalty = 1.2f, .frequency_penalty = 0.05f},
+    {.temperature = 0.8f, .top_p = 0.95f, .seed = 4, .frequency_penalty = 0.3f, .presence_penalty = -0.2f},
 };
 
 static void check_level(ust_isa isa, uint64_t seed) {
