@@ -26,6 +26,7 @@ struct understudy_session {
   ust_decoder *decoder;
   ust_step_fn step; /* told of every step; NULL: nobody */
   void *step_user;
+  bool busy; /* with a call that may be calling back */
 };
 
 const char *understudy_version(void) {
@@ -46,6 +47,13 @@ static void clear(understudy_error *err) {
 #define REQUIRE(err, pointer, name)                                                                                    \
   do {                                                                                                                 \
     if (!(pointer)) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, name ": found NULL, expected one");               \
+  } while (0)
+
+/* A session in the middle of a call can do nothing else. */
+#define REQUIRE_IDLE(err, session)                                                                                     \
+  do {                                                                                                                 \
+    if ((session)->busy)                                                                                               \
+      return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "session: found a call from its own callback, expected none");  \
   } while (0)
 
 /* ---- engine ---- */
@@ -240,7 +248,8 @@ understudy_status understudy_session_create(const understudy_engine *e, understu
   *session = NULL;
   REQUIRE(err, e, "engine");
   if (mode != UNDERSTUDY_PLAIN && mode != UNDERSTUDY_SPECULATIVE && mode != UNDERSTUDY_STAGED)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: found %d, expected plain, speculative or staged", (int)mode);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: found %d, expected plain, speculative or staged",
+                     (int)mode);
   if (mode == UNDERSTUDY_SPECULATIVE && !e->draft)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "mode: speculative needs a draft model, found none");
   ust_decoder_options options = staged(e);
@@ -293,6 +302,7 @@ understudy_status understudy_session_reset(understudy_session *s, const understu
                                            understudy_error *err) {
   clear(err);
   REQUIRE(err, s, "session");
+  REQUIRE_IDLE(err, s);
   understudy_sampling whole = without_gaps(sampling ? *sampling : (understudy_sampling){0});
   UST_TRY(ust_sampling_check(&whole, err));
   ust_decoder_reset(s->decoder, sampling ? &whole : NULL);
@@ -318,6 +328,7 @@ understudy_status understudy_session_prompt(understudy_session *s, const int32_t
                                             understudy_progress_fn progress, void *user, understudy_error *err) {
   clear(err);
   REQUIRE(err, s, "session");
+  REQUIRE_IDLE(err, s);
   if (count) REQUIRE(err, tokens, "tokens");
   UST_TRY(check_tokens(s, tokens, count, err));
   size_t held = (size_t)ust_decoder_count(s->decoder), context = (size_t)s->engine->context;
@@ -325,7 +336,10 @@ understudy_status understudy_session_prompt(understudy_session *s, const int32_t
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                      "prompt: %zu tokens, expected at most %zu (context %zu, %zu in use)", count, context - held,
                      context, held);
-  return ust_decoder_prompt(s->decoder, tokens, (int)count, progress, user, err);
+  s->busy = true;
+  understudy_status status = ust_decoder_prompt(s->decoder, tokens, (int)count, progress, user, err);
+  s->busy = false;
+  return status;
 }
 
 /* The caller's token callback and what it needs. */
@@ -348,17 +362,20 @@ understudy_status understudy_session_generate(understudy_session *s, int max_tok
   int count = 0;
   if (generated) *generated = 0;
   REQUIRE(err, s, "session");
+  REQUIRE_IDLE(err, s);
   if (max_tokens < 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "max_tokens: found %d, expected 0 or more", max_tokens);
   if (ust_decoder_count(s->decoder) == 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "generate: the text is empty, expected at least one prompt token");
   listener to = {s->engine->tokenizer, token, user};
+  s->busy = true;
   for (bool end = false; !end && count < max_tokens;) {
     ust_step step = ust_decoder_step(s->decoder, max_tokens - count, emit, &to);
     count += step.count;
     end = step.end;
     if (s->step) s->step(s->step_user, ust_decoder_report(s->decoder));
   }
+  s->busy = false;
   if (generated) *generated = count;
   return UNDERSTUDY_OK;
 }
@@ -378,13 +395,16 @@ void understudy_session_reset_stats(understudy_session *s) {
   if (s) ust_decoder_reset_stats(s->decoder);
 }
 
-understudy_status understudy_session_score(understudy_session *s, const int32_t *tokens, size_t count,
-                                           float *logprobs, understudy_progress_fn progress, void *user,
-                                           understudy_error *err) {
+understudy_status understudy_session_score(understudy_session *s, const int32_t *tokens, size_t count, float *logprobs,
+                                           understudy_progress_fn progress, void *user, understudy_error *err) {
   clear(err);
   REQUIRE(err, s, "session");
+  REQUIRE_IDLE(err, s);
   if (count) REQUIRE(err, tokens, "tokens");
   if (count > 1) REQUIRE(err, logprobs, "logprobs");
   UST_TRY(check_tokens(s, tokens, count, err));
-  return ust_decoder_score(s->decoder, tokens, count, logprobs, progress, user, err);
+  s->busy = true;
+  understudy_status status = ust_decoder_score(s->decoder, tokens, count, logprobs, progress, user, err);
+  s->busy = false;
+  return status;
 }

@@ -48,12 +48,16 @@ void ust_cost_observe(ust_cost *cost, int rows, double seconds) {
   double share, move = pow(ratio, 0.05);
   int i = between(cost, rows, &share);
   cost->drift *= move;
-  cost->seconds[i] *= 1 + (1 - share) * (move - 1);
+  if (i > 0) cost->seconds[i] *= 1 + (1 - share) * (move - 1);
   if (share > 0) cost->seconds[i + 1] *= 1 + share * (move - 1);
 }
 
 void ust_cost_fade(ust_cost *cost) {
   cost->drift *= 0.998;
+}
+
+void ust_cost_fade_rows(ust_cost *cost, double share) {
+  for (int i = 1; i < cost->points; i++) cost->seconds[i] -= share * (cost->seconds[i] - cost->seconds[0]);
 }
 
 /* ---- measuring ---- */
@@ -70,6 +74,19 @@ static double known_seconds(const ust_cost *cost, int rows) {
 static void scale_to(ust_cost *cost, double seconds) {
   double known = known_seconds(cost, 1);
   for (int i = 0; i < cost->points && known > 0; i++) cost->seconds[i] *= seconds / known;
+}
+
+/* Leaves the points of these row counts alone. */
+static void keep_only(ust_cost *cost, const int *order, int count) {
+  int kept = 0;
+  for (int i = 0; i < cost->points; i++)
+    for (int k = 0; k < count; k++) {
+      if (cost->rows[i] != order[k]) continue;
+      cost->rows[kept] = cost->rows[i];
+      cost->seconds[kept++] = cost->seconds[i];
+      break;
+    }
+  cost->points = kept;
 }
 
 /* A pass of more rows never costs less: what a curve says otherwise is a disturbance. */
@@ -93,6 +110,7 @@ void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust
     spent += took;
     share = took / seconds;
   }
+  if (cost->points + count > UST_COST_POINTS) keep_only(cost, order, count);
   scale_to(cost, now.seconds[0]);
   for (int i = 0; i < now.points; i++) {
     double known = known_seconds(cost, now.rows[i]);

@@ -20,10 +20,13 @@ typedef struct ust_cost {
 double ust_cost_of(const ust_cost *cost, int rows);
 /* Adds or replaces a point. */
 void ust_cost_add(ust_cost *cost, int rows, double seconds);
-/* A pass took so long: all costs drift with it, those of like row counts a little more. */
+/* A pass took so long: all costs drift with it, those of like row counts a little more. One row is the curve's unit:
+ * its passes say how fast the machine is, not what rows cost beside it. */
 void ust_cost_observe(ust_cost *cost, int rows, double seconds);
-/* Costs not observed are slowly believed to be lower, so that what was given up for its price is tried again. */
+/* Costs not observed are slowly believed to be lower, so that what was given up for its price is tried again: those of
+ * any pass, or, where passes of one row are all there is, those of further rows, by `share` of their price. */
 void ust_cost_fade(ust_cost *cost);
+void ust_cost_fade_rows(ust_cost *cost, double share);
 
 /* ---- measuring ---- */
 

@@ -25,6 +25,10 @@ struct ust_decoder {
   int rehearsed; /* the target's part that is timed next */
 };
 
+static double seconds_since(uint64_t start) {
+  return (double)(ust_clock_ns() - start) * 1e-9;
+}
+
 /* ---- life ---- */
 
 /* There is a text stage when it has a source. */
@@ -59,14 +63,14 @@ static double time_target(void *user, int rows) {
   ust_decoder *d = user;
   uint64_t start = ust_clock_ns();
   uint64_t bytes = ust_model_rehearse(d->timeline, rows, PART, &d->rehearsed, d->logits);
-  return (double)(ust_clock_ns() - start) * 1e-9 * (double)ust_model_weight_bytes(d->options.target) / (double)bytes;
+  return seconds_since(start) * (double)ust_model_weight_bytes(d->options.target) / (double)bytes;
 }
 
 static double time_draft(void *user, int rows) {
   ust_decoder *d = user;
   uint64_t start = ust_clock_ns();
   ust_draft_rehearse(&d->draft, &d->drafting, rows);
-  return (double)(ust_clock_ns() - start) * 1e-9;
+  return seconds_since(start);
 }
 
 /* Fills the planner's cost curves: timed now, together with what the cache knows. */
@@ -176,7 +180,7 @@ understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int 
     ust_draft_catch_up(&d->draft, &d->history);
     d->draft.work = before;
   }
-  d->stats.prompt_seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  d->stats.prompt_seconds += seconds_since(start);
   return status;
 }
 
@@ -199,6 +203,7 @@ static int best_leaf(const ust_tree *tree, int deepest, const ust_shape *shape) 
 /* Lets the stages grow the tree, then picks the rows of the target's pass best first: as many as make
  * expected tokens - rate * seconds largest. Returns their number; nodes[row] is the tree node of a row. */
 static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
+  const double fade = 0.05; /* of a row's price a step, as far as rows are missed */
   ust_tree *tree = &d->tree;
   ust_text_stage *text = text_stage(d);
   ust_tree_start(tree, d->history.tokens[d->history.count - 1]);
@@ -206,12 +211,12 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   nodes[0] = 0;
   d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, 1);
   if (deepest <= 0 || (!text && !d->options.draft)) return 1;
-  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, &d->drafting)) {
+  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, deepest, &d->drafting)) {
   }
 
   double rate = ust_planner_rate(&d->planner), price[UST_TARGET_ROWS + 1], expected = 0, best_expected = 0;
   for (int rows = 1; rows <= UST_TARGET_ROWS; rows++) price[rows] = rate * ust_cost_of(&d->planner.target_cost, rows);
-  double best_value = -price[1];
+  double best_value = -price[1], missed = d->options.draft ? (double)ust_record_chance(&d->planner.evaluated[0], 1) : 0;
   int count = 1, best = 1;
   while (count < UST_TARGET_ROWS) {
     ust_node *above = &tree->nodes[nodes[count - 1]];
@@ -220,6 +225,7 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
     if (node < 0) break;
     float reach = tree->nodes[node].reach;
     bool fixed = d->planner.shape.length > 0;
+    missed = UST_MAX(missed, (double)reach);
     if (!fixed && !ust_planner_hopes(price, count, UST_TARGET_ROWS, expected, (double)reach, best_value)) break;
     tree->nodes[node].row = count;
     nodes[count++] = node;
@@ -232,7 +238,9 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
     }
   }
   double last = best > 1 ? (double)tree->nodes[nodes[best - 1]].reach : HUGE_VAL;
-  ust_planner_observe_row(&d->planner, UST_MIN(last, price[UST_MIN(best + 1, UST_TARGET_ROWS)] - price[best]));
+  double another = best < UST_TARGET_ROWS ? price[best + 1] - price[best] : HUGE_VAL;
+  ust_planner_observe_row(&d->planner, UST_MIN(last, another));
+  if (best == 1) ust_cost_fade_rows(&d->planner.target_cost, fade * missed);
   d->report.expected_tokens += best_expected;
   d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best);
   for (int row = best; row < count; row++) tree->nodes[nodes[row]].row = -1;
@@ -248,7 +256,7 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
   }
   uint64_t start = ust_clock_ns();
   ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
-  double seconds = (double)(ust_clock_ns() - start) * 1e-9;
+  double seconds = seconds_since(start);
   ust_account_pass(&d->details, &d->report, &d->tree, nodes, rows, seconds);
   const ust_model *target = d->options.target;
   int keys = ust_timeline_committed(d->timeline) + rows;
@@ -294,69 +302,87 @@ static void learn(ust_decoder *d, int node, int32_t choice) {
   if (tree->nodes[node].text_done) ust_record_observe(&d->planner.text_covers, text_covered);
 }
 
-/* Follows the target's choices from the root. path receives the nodes to commit, root first; tokens what the
- * target chose after each of them. Returns their number. */
-static int walk(ust_decoder *d, int limit, ust_emit_fn emit, void *user, int32_t *path, int32_t *tokens, bool *end) {
-  int count = 0, node = 0;
+/* The nodes the target agreed with, root first, what it chose after each of them, and who had proposed that. */
+typedef struct walked {
+  int32_t path[UST_TREE_DEEPEST + 1], tokens[UST_TREE_DEEPEST + 1];
+  understudy_origin origins[UST_TREE_DEEPEST + 1];
+  int count;
+  bool end; /* the text ends with them */
+} walked;
+
+/* Follows the target's choices from the root, `limit` of them at most. */
+static void walk(ust_decoder *d, int limit, walked *w) {
   size_t stride = ust_model_logit_stride(d->options.target);
-  while (node >= 0 && count < limit && !*end) {
+  for (int node = 0; node >= 0 && w->count < limit;) {
     ust_ranked choice;
     uint64_t start = ust_clock_ns();
     const understudy_sampling *sampling = &d->options.sampling;
-    ust_before before = {.text = d->history.tokens, .count = d->history.count, .path = tokens, .depth = count};
+    ust_before before = {.text = d->history.tokens, .count = d->history.count, .path = w->tokens, .depth = w->count};
     const float *logits = d->logits + (size_t)d->tree.nodes[node].row * stride;
     logits = ust_sampler_penalised(d->sampler, sampling, logits, &before);
     ust_sampler_rank(d->sampler, sampling, logits, (uint64_t)(before.count + before.depth), 1, &choice);
-    d->details.choice_seconds += (double)(ust_clock_ns() - start) * 1e-9;
+    d->details.choice_seconds += seconds_since(start);
     if (d->options.text) remember(d, node);
     learn(d, node, choice.token);
     if (choice.token == d->options.end_token) {
-      *end = true; /* the token before it stays the last */
-      break;
+      w->end = true; /* the token before it stays the last */
+      return;
     }
     int child = ust_tree_child(&d->tree, node, choice.token);
     if (child >= 0 && d->tree.nodes[child].row < 0) child = -1;
-    understudy_origin origin = child >= 0 ? d->tree.nodes[child].origin : UNDERSTUDY_FROM_TARGET;
-    path[count] = node;
-    tokens[count++] = choice.token;
-    ust_account_token(&d->stats, &d->details, &d->report, count, origin);
-    if (emit && emit(user, choice.token, origin)) *end = true;
+    w->path[w->count] = node;
+    w->tokens[w->count] = choice.token;
+    w->origins[w->count++] = child >= 0 ? d->tree.nodes[child].origin : UNDERSTUDY_FROM_TARGET;
     node = child;
   }
-  return count;
 }
 
-static void commit(ust_decoder *d, const int32_t *path, const int32_t *tokens, int count) {
+/* Hands the tokens out, as many as are wanted. */
+static void deliver(ust_decoder *d, walked *w, ust_emit_fn emit, void *user) {
+  for (int i = 0; i < w->count; i++) {
+    ust_account_token(&d->stats, &d->details, &d->report, i + 1, w->origins[i]);
+    if (!emit || !emit(user, w->tokens[i], w->origins[i])) continue;
+    w->count = i + 1;
+    w->end = true;
+  }
+}
+
+static void commit(ust_decoder *d, const walked *w) {
   int32_t rows[UST_TREE_DEEPEST + 1];
-  for (int i = 0; i < count; i++) rows[i] = d->tree.nodes[path[i]].row;
-  ust_timeline_commit(d->timeline, rows, count);
-  if (d->options.draft) ust_draft_commit(&d->draft, &d->tree, path, count);
-  for (int i = 0; i < count; i++) append(d, tokens[i]);
+  for (int i = 0; i < w->count; i++) rows[i] = d->tree.nodes[w->path[i]].row;
+  ust_timeline_commit(d->timeline, rows, w->count);
+  if (d->options.draft) ust_draft_commit(&d->draft, &d->tree, w->path, w->count);
+  for (int i = 0; i < w->count; i++) append(d, w->tokens[i]);
 }
 
 ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *user) {
-  int32_t nodes[UST_TARGET_ROWS], path[UST_TREE_DEEPEST + 1], tokens[UST_TREE_DEEPEST + 1];
-  ust_step step = {0};
+  int32_t nodes[UST_TARGET_ROWS];
+  walked w = {0};
   limit = UST_MIN(UST_MIN(limit, UST_TREE_DEEPEST + 1), d->options.context - d->history.count);
   if (limit <= 0) return (ust_step){.end = true};
-  catch_up(d, NULL, NULL, NULL); /* nothing to do, unless a prompt was cancelled */
   uint64_t start = ust_clock_ns();
+  catch_up(d, NULL, NULL, NULL); /* nothing to do, unless a prompt was cancelled */
+  d->stats.prompt_seconds += seconds_since(start);
+  start = ust_clock_ns();
   ust_work before = d->draft.work;
   d->report = (ust_step_report){.expected_tokens = 1};
   int rows = plan(d, limit - 1, nodes);
   target_pass(d, nodes, rows);
-  step.count = walk(d, limit, emit, user, path, tokens, &step.end);
-  commit(d, path, tokens, step.count);
-  double seconds = (double)(ust_clock_ns() - start) * 1e-9;
-  d->stats.tokens += (uint64_t)step.count;
+  walk(d, limit, &w);
+  double seconds = seconds_since(start);
+  deliver(d, &w, emit, user); /* the caller's time, not decoding's */
+  start = ust_clock_ns();
+  commit(d, &w);
+  seconds += seconds_since(start);
+  d->stats.tokens += (uint64_t)w.count;
   d->stats.seconds += seconds;
-  ust_planner_observe_step(&d->planner, step.count, seconds);
+  ust_planner_observe_step(&d->planner, w.count, seconds);
   d->report.draft_passes = (int)(d->draft.work.passes - before.passes);
   d->report.draft_rows = (int)(d->draft.work.rows - before.rows);
   d->report.predicted_seconds += d->draft.work.predicted - before.predicted;
-  d->report.tokens = step.count;
+  d->report.tokens = w.count;
   d->report.seconds = seconds;
-  return step;
+  return (ust_step){.count = w.count, .end = w.end};
 }
 
 /* ---- statistics and scores ---- */

@@ -132,14 +132,15 @@ static double gain_of(const ust_planner *planner, const ust_text_stage *text, co
 
 /* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. The text
  * stage proposes what follows each of them, so that one pass evaluates several levels. */
-static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
+static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history, int deepest,
                   const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
   bool chosen[UST_TREE_CAPACITY] = {false}, fixed = planner->shape.length > 0;
   double rate = ust_planner_rate(planner), row = ust_planner_row(planner), price[UST_DRAFT_ROWS + 1];
   double gain = 0, best_value = 0;
   int most = UST_MIN(UST_DRAFT_ROWS, UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing);
-  int deepest = ust_model_config(stage->model)->context - history->count, count = 0, best = 0;
+  int count = 0, best = 0;
+  deepest = UST_MIN(deepest - 1, ust_model_config(stage->model)->context - history->count); /* of those evaluated */
   for (int rows = 1; rows <= most; rows++) price[rows] = rate * ust_cost_of(&planner->draft_cost, missing + rows);
   while (count < most) {
     int node = best_open(tree, chosen, deepest, &planner->shape);
@@ -179,7 +180,7 @@ static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const
 }
 
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
-                    const understudy_sampling *sampling) {
+                    int deepest, const understudy_sampling *sampling) {
   int32_t nodes[UST_DRAFT_ROWS], tokens[UST_DRAFT_ROWS + CATCH_UP], parents[UST_DRAFT_ROWS + CATCH_UP];
   int32_t paths[UST_DRAFT_ROWS][UST_TREE_DEEPEST];
   ust_before before[UST_DRAFT_ROWS];
@@ -187,7 +188,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   bool first = tree->nodes[0].draft_node < 0;
   int behind = history->count - 1 - ust_timeline_committed(stage->timeline);
   int missing = first ? UST_MIN(behind, CATCH_UP) : 0;
-  int count = choose(stage, text, tree, history, sampling, missing, nodes);
+  int count = choose(stage, text, tree, history, deepest, sampling, missing, nodes);
   if (count == 0) {
     if (first) {
       ust_record_fade(&stage->planner->draft_covers);

@@ -7,7 +7,7 @@
 enum { MEMORY = 64, PRIOR_WEIGHT = 4 };
 
 float ust_record_chance(const ust_record *r, float scale) {
-  return (r->hits + r->prior * scale * r->weight) / (r->trials + r->weight);
+  return (r->hits + UST_MIN(r->prior * scale, 1.0f) * r->weight) / (r->trials + r->weight);
 }
 
 float ust_planner_scale(const ust_record *covers) {

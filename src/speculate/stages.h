@@ -59,10 +59,10 @@ understudy_status ust_draft_create(const ust_model *model, int context, ust_plan
 void ust_draft_free(ust_draft_stage *stage);
 /* A pass over a chain of `rows` tokens, ranking included, as if for nothing; the timeline is empty before and after. */
 void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows);
-/* One pass over the nodes most worth evaluating; `text` (NULL: none) drafts below them. Returns false when no
- * pass is worth its time. */
+/* One pass over the nodes most worth evaluating, so that the tree may get `deepest` levels; `text` (NULL: none) drafts
+ * below them. Returns false when no pass is worth its time. */
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
-                    const understudy_sampling *sampling);
+                    int deepest, const understudy_sampling *sampling);
 /* The nodes path[0 … count-1] of the tree (path[0] the root) were committed. */
 void ust_draft_commit(ust_draft_stage *stage, const ust_tree *tree, const int32_t *path, int count);
 /* The text before history->count - 1 enters the timeline. */

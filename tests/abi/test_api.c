@@ -164,6 +164,42 @@ static void test_zeros_are_greedy(void **state) {
   understudy_session_close(b);
 }
 
+/* A callback that tries to use the session it is called by; its length and statistics may be asked. */
+static bool meddle(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
+  (void)bytes, (void)length, (void)origin;
+  understudy_session *session = ((void **)user)[0];
+  text *t = ((void **)user)[1];
+  understudy_error err;
+  understudy_stats stats;
+  float logprob;
+  const int32_t two[] = {1, 2};
+  REFUSED(understudy_session_reset(session, NULL, &err), "callback");
+  REFUSED(understudy_session_prompt(session, two, 1, NULL, NULL, &err), "callback");
+  REFUSED(understudy_session_generate(session, 1, NULL, NULL, NULL, &err), "callback");
+  REFUSED(understudy_session_score(session, two, 2, &logprob, NULL, NULL, &err), "callback");
+  understudy_session_get_stats(session, &stats);
+  size_t held = understudy_session_length(session);
+  assert_true(held >= 3 && held <= 3 + (size_t)t->count);
+  t->tokens[t->count++] = token;
+  return false;
+}
+
+static void test_callbacks_cannot_meddle(void **state) {
+  (void)state;
+  static const int32_t prompt[] = {5, 6, 7};
+  for (int mode = UNDERSTUDY_PLAIN; mode <= UNDERSTUDY_STAGED; mode++) {
+    understudy_session *session = session_of((understudy_mode)mode, NULL);
+    text expected = write_text(session, 30, 0), found = {0};
+    void *both[] = {session, &found};
+    assert_int_equal(understudy_session_reset(session, NULL, NULL), UNDERSTUDY_OK);
+    assert_int_equal(understudy_session_prompt(session, prompt, 3, NULL, NULL, NULL), UNDERSTUDY_OK);
+    assert_int_equal(understudy_session_generate(session, 30, meddle, both, NULL, NULL), UNDERSTUDY_OK);
+    assert_true(same(&expected, &found));
+    assert_int_equal(understudy_session_length(session), 33);
+    understudy_session_close(session);
+  }
+}
+
 static bool cancel(void *user, const char *what, uint64_t done, uint64_t total) {
   (void)user;
   assert_string_equal(what, "prompt");
@@ -198,6 +234,7 @@ int main(void) {
       cmocka_unit_test(test_null_is_an_error),
       cmocka_unit_test(test_modes_write_the_same),
       cmocka_unit_test(test_zeros_are_greedy),
+      cmocka_unit_test(test_callbacks_cannot_meddle),
       cmocka_unit_test(test_cancelled_prompt_is_evaluated_later),
   };
   return cmocka_run_group_tests(tests, open_engine, close_engine);

@@ -47,6 +47,23 @@ static void curve(void **unused) {
   assert_true(ust_cost_of(&cost, 16) < 0.05);
 }
 
+/* What one busy moment at the start made of a curve: while there are passes of one row only, their speed says nothing of
+ * what rows cost beside it, but the price of further rows fades; and so a second row is tried again. */
+static void busy_start_is_forgotten(void **unused) {
+  (void)unused;
+  ust_cost cost = {0};
+  ust_cost_add(&cost, 1, 0.07);
+  ust_cost_add(&cost, 2, 0.30);
+  ust_cost_add(&cost, 8, 0.33);
+  for (int i = 0; i < 1000; i++) ust_cost_observe(&cost, 1, 0.035); /* quiet again */
+  assert_float_equal(ust_cost_of(&cost, 1), 0.035, 1e-3);
+  assert_float_equal(ust_cost_of(&cost, 8) / ust_cost_of(&cost, 1), 0.33 / 0.07, 1e-3);
+  for (int i = 0; i < 100; i++) ust_cost_fade_rows(&cost, 0.03);
+  assert_float_equal(ust_cost_of(&cost, 1), 0.035, 1e-3);
+  assert_true(ust_cost_of(&cost, 2) / ust_cost_of(&cost, 1) < 1.2);
+  assert_true(ust_cost_of(&cost, 2) >= ust_cost_of(&cost, 1) && ust_cost_of(&cost, 8) >= ust_cost_of(&cost, 2));
+}
+
 /* ---- measuring ---- */
 
 typedef struct clockwork {
@@ -102,6 +119,18 @@ static void speeds_change(void **unused) {
   ust_cost_measure(&cost, order, 2, 100, tick, &clock, 10); /* 8 rows take what 1 takes: half way there */
   assert_float_equal(cost.seconds[0], 0.01, 1e-9);
   assert_float_equal(cost.seconds[1], 0.01414, 1e-4);
+}
+
+/* A curve from elsewhere, of other row counts, has no room in this one. */
+static void other_row_counts_are_dropped(void **unused) {
+  (void)unused;
+  const int order[UST_COST_POINTS] = {1, 8, 32, 16, 64, 4, 2, 6, 12, 48};
+  clockwork clock = {.seconds = 0.001, .part = 0.01};
+  ust_cost cost = {0};
+  for (int i = 0; i < UST_COST_POINTS; i++) ust_cost_add(&cost, 1 + 2 * i, 0.1);
+  ust_cost_measure(&cost, order, UST_COST_POINTS, 100, tick, &clock, 10);
+  assert_int_equal(cost.points, UST_COST_POINTS);
+  assert_true(cost.rows[1] == 2 && cost.rows[UST_COST_POINTS - 1] == 64);
 }
 
 /* ---- the file ---- */
@@ -217,8 +246,10 @@ static void keys_tell_models_apart(void **unused) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(curve),
+      cmocka_unit_test(busy_start_is_forgotten),
       cmocka_unit_test(measuring_ends),
       cmocka_unit_test(speeds_change),
+      cmocka_unit_test(other_row_counts_are_dropped),
       cmocka_unit_test(damage_is_noticed),
       cmocka_unit_test(nonsense_is_refused),
       cmocka_unit_test(keys_tell_models_apart),

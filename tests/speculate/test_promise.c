@@ -154,6 +154,32 @@ static void text_equals_plain(void **unused) {
       for (uint64_t seed = 1; seed <= 2; seed++) check_level((ust_isa)isa, 1000 * seed);
 }
 
+/* A step that may commit few tokens drafts for no more than these. */
+static void short_limits_draft_little(void **unused) {
+  (void)unused;
+  random_model shape = {VOCABULARY, CONTEXT, 32, 1, 1, UST_TYPE_BF16, 5, 0.2f};
+  ust_model *target = random_model_open(&shape, ust_kernels_best(), 1);
+  ust_decoder_options options = {
+      .target = target, .draft = target, .context = CONTEXT, .end_token = -1, .sampling = samplings[1]};
+  ust_decoder *decoder;
+  understudy_error err;
+  text t = {0};
+  int32_t prompt = 3;
+  assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
+  free_of_charge(ust_decoder_planner(decoder));
+  assert_int_equal(ust_decoder_prompt(decoder, &prompt, 1, NULL, NULL, &err), UNDERSTUDY_OK);
+  understudy_stats stats;
+  for (int i = 0; i < 8; i++) assert_int_equal(ust_decoder_step(decoder, 1, keep, &t).count, 1);
+  ust_decoder_stats(decoder, &stats);
+  assert_true(stats.draft_passes == 0 && stats.target_rows == 8);
+  for (int i = 0; i < 8; i++) ust_decoder_step(decoder, 2, keep, &t); /* one level: the root alone is evaluated */
+  ust_decoder_stats(decoder, &stats);
+  assert_true(stats.draft_passes >= 1 && stats.draft_passes <= 8);
+  assert_int_equal(stats.target_passes, 16);
+  ust_decoder_free(decoder);
+  ust_model_close(target);
+}
+
 /* A stop asked for by the callback ends the text after that token in every mode. */
 static bool stop_at_seven(void *user, int32_t token, understudy_origin origin) {
   keep(user, token, origin);
@@ -257,6 +283,7 @@ static void cancelling_loses_nothing(void **unused) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(text_equals_plain),
+      cmocka_unit_test(short_limits_draft_little),
       cmocka_unit_test(callback_stops_exactly),
       cmocka_unit_test(context_and_end_token),
       cmocka_unit_test(cancelling_loses_nothing),
