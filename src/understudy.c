@@ -61,7 +61,9 @@ static void clear(understudy_error *err) {
 /* The tokenizer a model brings: a directory's files or GGUF's metadata. */
 static understudy_status open_tokenizer(const ust_weights *weights, ust_tokenizer **tokenizer, understudy_error *err) {
   const char *path = ust_weights_path(weights);
-  if (ust_weights_is_directory(weights)) return ust_tokenizer_load(path, tokenizer, err);
+  const ust_config *config = ust_weights_config(weights);
+  if (ust_weights_is_directory(weights))
+    return ust_tokenizer_load_for(path, config->vocabulary, config->bos, config->eos, tokenizer, err);
   ust_vocabulary vocabulary;
   UST_TRY(ust_weights_vocabulary(weights, &vocabulary, err));
   return ust_tokenizer_create(&vocabulary, path, tokenizer, err);
@@ -124,8 +126,8 @@ static understudy_status open_all(const understudy_engine_options *options, unde
                      options->context, config->context);
   if (options->draft) UST_TRY(open_draft(options, engine, err));
   if (options->ngram)
-    UST_TRY(ust_ngram_open(options->ngram, config->vocabulary, ust_tokenizer_fingerprint(engine->tokenizer),
-                           &engine->ngram, err));
+    UST_TRY(ust_ngram_open(options->ngram, (int)ust_tokenizer_vocabulary(engine->tokenizer)->count,
+                           ust_tokenizer_fingerprint(engine->tokenizer), &engine->ngram, err));
   if (options->cache && !(engine->cache = strdup(options->cache)))
     return ust_error_memory(err, strlen(options->cache), "a path");
   snprintf(engine->architecture, sizeof engine->architecture, "%s", config->architecture);
@@ -330,12 +332,12 @@ understudy_status understudy_session_prompt(understudy_session *s, const int32_t
   REQUIRE(err, s, "session");
   REQUIRE_IDLE(err, s);
   if (count) REQUIRE(err, tokens, "tokens");
-  UST_TRY(check_tokens(s, tokens, count, err));
   size_t held = (size_t)ust_decoder_count(s->decoder), context = (size_t)s->engine->context;
   if (count > context - held)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                      "prompt: %zu tokens, expected at most %zu (context %zu, %zu in use)", count, context - held,
                      context, held);
+  UST_TRY(check_tokens(s, tokens, count, err));
   s->busy = true;
   understudy_status status = ust_decoder_prompt(s->decoder, tokens, (int)count, progress, user, err);
   s->busy = false;

@@ -91,6 +91,7 @@ typedef struct ust_writer {
   FILE *stream;
   char *path, *temporary;
   bool nameless; /* `temporary` is yet to come */
+  bool in_place; /* a device or pipe: written at once */
   uint64_t written;
   int failure; /* errno of the first failed write */
 } ust_writer;
@@ -104,6 +105,10 @@ void ust_writer_abandon(ust_writer *writer);
 bool ust_is_directory(const char *path);
 /* Do both names lead to one regular file? */
 bool ust_same_file(const char *a, const char *b);
+/* The same of files that may be yet to come. */
+bool ust_same_place(const char *a, const char *b);
+/* The last part of `path` if it names a place in `directory`, else NULL. */
+const char *ust_name_in(const char *path, const char *directory);
 
 /* ---- clock ---- */
 

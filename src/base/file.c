@@ -1,11 +1,24 @@
 /* Files: exact reads that turn truncation into an error, and writes that appear whole or not at all. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/base.h"
+
+static const char *last_part(const char *path) {
+  const char *slash = strrchr(path, '/');
+  return slash ? slash + 1 : path;
+}
+
+/* The directory a path lies in, with the slash; freed by the caller, NULL when there is no memory. */
+static char *parent_of(const char *path) {
+  size_t length = (size_t)(last_part(path) - path);
+  return length ? strndup(path, length) : strdup("./");
+}
 
 static understudy_status io_error(understudy_error *err, const char *path, const char *what, int code) {
   return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot %s: %s", path, what, strerror(code));
@@ -116,9 +129,9 @@ understudy_status ust_input_slurp(const char *path, size_t limit, char **data, s
  * system cannot make one, or not name it later. */
 static int open_nameless(const char *path) {
 #ifdef O_TMPFILE
-  const char *slash = strrchr(path, '/');
-  char *directory = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-  int fd = directory && access("/proc/self/fd", X_OK) == 0 ? open(directory, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666) : -1;
+  char *directory = parent_of(path);
+  int fd =
+      directory && access("/proc/self/fd", X_OK) == 0 ? open(directory, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666) : -1;
   free(directory);
   return fd;
 #else
@@ -127,43 +140,80 @@ static int open_nameless(const char *path) {
 #endif
 }
 
-/* Gives it one. */
-static int name_file(int fd, const char *name) {
+/* Makes the writer's file under a name that nothing has: 0 or more, or -1 and errno. */
+typedef int (*make_fn)(const ust_writer *writer, const char *name);
+
+static int make_new(const ust_writer *writer, const char *name) {
+  (void)writer;
+  return open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+}
+
+/* Names the file that was opened without a name. */
+static int make_link(const ust_writer *writer, const char *name) {
   char place[32];
-  snprintf(place, sizeof place, "/proc/self/fd/%d", fd);
+  snprintf(place, sizeof place, "/proc/self/fd/%d", fileno(writer->stream));
   return linkat(AT_FDCWD, place, AT_FDCWD, name, AT_SYMLINK_FOLLOW);
+}
+
+/* Short, whatever the file is called; no other writer of this process takes it. What is left of a killed process of the
+ * same number may have it. Sets writer->temporary. */
+static int make_temporary(ust_writer *writer, make_fn make) {
+  static atomic_uint number;
+  char *directory = parent_of(writer->path), *name = NULL;
+  int made = -1;
+  for (int attempt = 0; directory && made < 0 && attempt < 100; attempt++) {
+    free(name);
+    size_t size = strlen(directory) + 64;
+    name = malloc(size);
+    if (!name) break;
+    snprintf(name, size, "%s.understudy-%d-%u.tmp", directory, (int)getpid(), atomic_fetch_add(&number, 1));
+    made = make(writer, name);
+    if (made < 0 && errno != EEXIST) break;
+  }
+  int code = errno;
+  free(directory);
+  if (made >= 0)
+    writer->temporary = name;
+  else
+    free(name);
+  errno = code;
+  return made;
+}
+
+/* Where a symbolic link leads, so that the file there is replaced and not the link. */
+static char *followed(const char *path) {
+  struct stat info;
+  char *place = lstat(path, &info) == 0 && S_ISLNK(info.st_mode) ? realpath(path, NULL) : NULL;
+  return place ? place : strdup(path);
 }
 
 understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err) {
   *writer = (ust_writer){0};
   if (strcmp(path, "-") == 0)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "-: is no file name to write to, expected one (standard output is /dev/stdout)");
-  size_t length = strlen(path) + 32;
-  writer->path = strdup(path);
-  writer->temporary = malloc(length);
-  if (!writer->path || !writer->temporary) {
-    ust_writer_abandon(writer);
-    return ust_error_memory(err, length, "a path");
-  }
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "-: is no file name to write to, expected one (standard output is /dev/stdout)");
+  writer->path = followed(path);
+  if (!writer->path) return ust_error_memory(err, strlen(path), "a path");
   struct stat info;
-  bool in_place = stat(path, &info) == 0 && !S_ISREG(info.st_mode); /* a device or pipe must not be replaced */
-  snprintf(writer->temporary, length, "%s.%d.tmp", path, (int)getpid());
-  int nameless = in_place ? -1 : open_nameless(path);
-  writer->nameless = nameless >= 0;
-  writer->stream = nameless >= 0 ? fdopen(nameless, "wb") : fopen(in_place ? path : writer->temporary, "wbe");
-  if (!writer->stream && nameless >= 0) close(nameless);
-  if (writer->stream && in_place) {
-    free(writer->temporary);
-    writer->temporary = NULL;
+  bool old = stat(path, &info) == 0;
+  writer->in_place = old && !S_ISREG(info.st_mode); /* a device or pipe must not be replaced */
+  int fd = -1;
+  if (strlen(last_part(writer->path)) > NAME_MAX) { /* not only when it is renamed */
+    errno = ENAMETOOLONG;
+  } else if (writer->in_place) {
+    fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+  } else {
+    fd = open_nameless(writer->path);
+    writer->nameless = fd >= 0;
+    if (fd < 0) fd = make_temporary(writer, make_new);
+    if (fd >= 0 && old) (void)!fchmod(fd, info.st_mode & 0777);
   }
-  if (!writer->stream) {
-    int code = errno;
-    free(writer->temporary);
-    writer->temporary = NULL;
-    ust_writer_abandon(writer);
-    return io_error(err, path, "write", code);
-  }
-  return UNDERSTUDY_OK;
+  writer->stream = fd >= 0 ? fdopen(fd, "wb") : NULL;
+  if (writer->stream) return UNDERSTUDY_OK;
+  int code = errno;
+  if (fd >= 0) close(fd);
+  ust_writer_abandon(writer);
+  return io_error(err, path, "write", code);
 }
 
 void ust_writer_write(ust_writer *writer, const void *data, size_t size) {
@@ -173,14 +223,13 @@ void ust_writer_write(ust_writer *writer, const void *data, size_t size) {
 }
 
 understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err) {
-  FILE *stream = writer->stream;
   int failure = writer->failure;
+  if (!failure && fflush(writer->stream) != 0) failure = errno;
+  if (!failure && !writer->in_place && fsync(fileno(writer->stream)) != 0) failure = errno;
+  if (!failure && writer->nameless && make_temporary(writer, make_link) < 0) failure = errno;
+  if (fclose(writer->stream) != 0 && !failure) failure = errno;
   writer->stream = NULL;
-  if (!failure && fflush(stream) != 0) failure = errno;
-  if (!failure && writer->temporary && fsync(fileno(stream)) != 0) failure = errno;
-  if (!failure && writer->nameless && name_file(fileno(stream), writer->temporary) != 0) failure = errno;
-  if (fclose(stream) != 0 && !failure) failure = errno;
-  if (!failure && writer->temporary && rename(writer->temporary, writer->path) != 0) failure = errno;
+  if (!failure && !writer->in_place && rename(writer->temporary, writer->path) != 0) failure = errno;
   understudy_status status = UNDERSTUDY_OK;
   if (failure) {
     status = io_error(err, writer->path, "write", failure);
@@ -209,4 +258,24 @@ bool ust_same_file(const char *a, const char *b) {
   struct stat one, other;
   return stat(a, &one) == 0 && stat(b, &other) == 0 && S_ISREG(one.st_mode) && one.st_dev == other.st_dev &&
          one.st_ino == other.st_ino;
+}
+
+static bool same_directory(const char *a, const char *b) {
+  struct stat one, other;
+  return stat(a, &one) == 0 && stat(b, &other) == 0 && S_ISDIR(one.st_mode) && one.st_dev == other.st_dev &&
+         one.st_ino == other.st_ino;
+}
+
+const char *ust_name_in(const char *path, const char *directory) {
+  char *parent = parent_of(path);
+  bool in = parent && same_directory(parent, directory);
+  free(parent);
+  return in ? last_part(path) : NULL;
+}
+
+bool ust_same_place(const char *a, const char *b) {
+  char *parent = parent_of(a);
+  const char *name = parent ? ust_name_in(b, parent) : NULL;
+  free(parent);
+  return ust_same_file(a, b) || (name && strcmp(name, last_part(a)) == 0);
 }

@@ -60,10 +60,7 @@ static bool keep_token(void *user, int32_t token, const char *bytes, size_t leng
 static understudy_status write_one(bench *b, lane *l, size_t index, const int32_t *tokens, size_t count,
                                    understudy_error *err) {
   UST_TRY(understudy_session_reset(l->session, NULL, err));
-  understudy_error inner = {0};
-  understudy_status status = understudy_session_prompt(l->session, tokens, count, NULL, NULL, &inner);
-  if (status != UNDERSTUDY_OK)
-    return ust_error(err, status, "%s: number %zu: %s", b->options->prompts, index + 1, inner.message);
+  UST_TRY(understudy_session_prompt(l->session, tokens, count, NULL, NULL, err));
   l->count = 0;
   ust_prompt_result *result = &l->result.prompts[index];
   understudy_stats before;
@@ -82,21 +79,51 @@ static bool same_text(const lane *a, const lane *b) {
   return a->count == b->count && (a->count == 0 || memcmp(a->tokens, b->tokens, a->count * sizeof *a->tokens) == 0);
 }
 
-static understudy_status bench_prompt(bench *b, size_t index, understudy_error *err) {
+/* A prompt's tokens: the end-of-text token if it has none. Freed by the caller. */
+static understudy_status read_prompt(const bench *b, size_t index, int32_t **tokens, size_t *count,
+                                     understudy_error *err) {
   understudy_engine_info info;
   understudy_engine_get_info(b->engine, &info);
   const ust_text *prompt = &b->prompts.items[index];
-  int32_t *tokens = NULL, start = info.end_token;
-  size_t count = 0;
-  UST_TRY(understudy_tokenize(b->engine, prompt->data, prompt->size, false, &tokens, &count, err));
+  UST_TRY(understudy_tokenize(b->engine, prompt->data, prompt->size, false, tokens, count, err));
+  if (*count == 0 && info.end_token >= 0) {
+    understudy_free(*tokens);
+    *tokens = ust_alloc(sizeof **tokens);
+    if (!*tokens) return ust_error_memory(err, sizeof **tokens, "a prompt");
+    **tokens = info.end_token;
+    *count = 1;
+  }
   understudy_status status = UNDERSTUDY_OK;
-  if (count == 0 && start < 0)
+  if (*count == 0)
     status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: an empty prompt, expected some text",
                        b->options->prompts, index + 1);
+  else if (*count > (size_t)info.context)
+    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: %zu tokens, expected at most %d (the context)",
+                       b->options->prompts, index + 1, *count, info.context);
+  if (status != UNDERSTUDY_OK) understudy_free(*tokens);
+  return status;
+}
+
+/* Before anything is measured. */
+static understudy_status check_prompts(const bench *b, understudy_error *err) {
+  for (size_t i = 0; i < b->prompts.count; i++) {
+    int32_t *tokens;
+    size_t count;
+    UST_TRY(read_prompt(b, i, &tokens, &count, err));
+    understudy_free(tokens);
+  }
+  return UNDERSTUDY_OK;
+}
+
+static understudy_status bench_prompt(bench *b, size_t index, understudy_error *err) {
+  int32_t *tokens;
+  size_t count;
+  UST_TRY(read_prompt(b, index, &tokens, &count, err));
+  understudy_status status = UNDERSTUDY_OK;
   for (int i = 0; i < b->lane_count && status == UNDERSTUDY_OK; i++) {
     ust_cli_progress(NULL, "benchmarking", index * (size_t)b->lane_count + (size_t)i,
                      b->prompts.count * (size_t)b->lane_count);
-    status = write_one(b, &b->lanes[i], index, count ? tokens : &start, count ? count : 1, err);
+    status = write_one(b, &b->lanes[i], index, tokens, count, err);
   }
   understudy_free(tokens);
   bool same = true;
@@ -193,6 +220,7 @@ static understudy_status run_bench(bench *b, understudy_error *err) {
   UST_TRY(ust_cli_check_output(b->options->json, &b->options->models, b->options->prompts, err));
   UST_TRY(ust_cli_prompts_load(b->options->prompts, (size_t)b->options->limit, &b->prompts, err));
   UST_TRY(ust_cli_open(&b->options->models, &b->engine, err));
+  UST_TRY(check_prompts(b, err));
   UST_TRY(open_lanes(b, err));
   for (size_t i = 0; i < b->prompts.count; i++) UST_TRY(bench_prompt(b, i, err));
   ust_cli_progress_clear();

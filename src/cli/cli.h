@@ -192,14 +192,19 @@ understudy_stats ust_cli_stats_since(const understudy_stats *a, const understudy
 understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
                                        bool identical, json_t *pieces, understudy_error *err);
+/* Writes a JSON document whole or not at all; takes over `root`, NULL is reported as out of memory. */
+understudy_status ust_cli_write_json(const char *path, json_t *root, understudy_error *err);
+
+/* ---- outputs.c ---- */
+
 /* Fails now, not after an hour's work, when a file cannot be made at `path` (NULL: nothing to make), or would replace one
  * of the models or `input` (NULL: none). */
 understudy_status ust_cli_check_output(const char *path, const ust_cli_models *models, const char *input,
                                        understudy_error *err);
-/* Fails when writing `output` would replace `input`, which the command reads (either may be NULL). */
+/* Fails when writing `output` would replace `input`, or a part of it, which the command reads (either may be NULL). */
 understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err);
-/* Writes a JSON document whole or not at all; takes over `root`, NULL is reported as out of memory. */
-understudy_status ust_cli_write_json(const char *path, json_t *root, understudy_error *err);
+/* Fails when two of outputs[count] (any may be NULL) are the same file. */
+understudy_status ust_cli_check_distinct(const char *const *outputs, size_t count, understudy_error *err);
 
 /* ---- sha256.c ---- */
 

@@ -70,17 +70,19 @@ static double bits_per_byte(const scored *s) {
   return s->nll / log(2) / (double)s->bytes;
 }
 
+/* A model with infinite or undefined weights gives no score. */
+static understudy_status check_finite(const eval_options *o, const scored *s, understudy_error *err) {
+  for (size_t i = 0; i < s->tokens; i++)
+    if (!isfinite(s->logprobs[i]))
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                       "%s: log-probability of token %zu: found %g, expected a finite number", o->models.model, i,
+                       (double)s->logprobs[i]);
+  return UNDERSTUDY_OK;
+}
+
 static understudy_status write_scores(const eval_options *o, const scored *s, understudy_error *err) {
   json_t *logprobs = json_array();
-  for (size_t i = 0; i < s->tokens; i++) {
-    if (!isfinite(s->logprobs[i])) {
-      json_decref(logprobs);
-      return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
-                       "%s: log-probability of token %zu: found %g, expected a finite number", o->json, i,
-                       (double)s->logprobs[i]);
-    }
-    json_array_append_new(logprobs, json_real((double)s->logprobs[i]));
-  }
+  for (size_t i = 0; i < s->tokens; i++) json_array_append_new(logprobs, json_real((double)s->logprobs[i]));
   return ust_cli_write_json(o->json,
                             json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:o}", "model", o->models.model, "tokens",
                                       (json_int_t)s->tokens, "bytes", (json_int_t)s->bytes, "nll_nats", s->nll,
@@ -97,6 +99,7 @@ static int evaluate(const eval_options *o, const char *text, size_t length) {
   understudy_status status = ust_cli_check_output(o->json, &o->models, o->file, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_open(&o->models, &engine, &err);
   if (status == UNDERSTUDY_OK) status = score_text(engine, text, length, &s, &err);
+  if (status == UNDERSTUDY_OK) status = check_finite(o, &s, &err);
   if (status == UNDERSTUDY_OK && o->json) status = write_scores(o, &s, &err);
   if (status == UNDERSTUDY_OK)
     printf(

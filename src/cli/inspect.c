@@ -33,8 +33,7 @@ static void print_tensors(const ust_weights *weights) {
       snprintf(shape, sizeof shape, "%llu", (unsigned long long)t->cols);
     else
       snprintf(shape, sizeof shape, "%llu x %llu", (unsigned long long)t->rows, (unsigned long long)t->cols);
-    printf("  %-40s %-5s %16s %12llu bytes\n", t->name, ust_type_name(t->type), shape,
-           (unsigned long long)t->bytes);
+    printf("  %-40s %-5s %16s %12llu bytes\n", t->name, ust_type_name(t->type), shape, (unsigned long long)t->bytes);
   }
 }
 

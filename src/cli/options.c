@@ -63,7 +63,7 @@ static bool parse_real(const char *text, double min, double max, float *out) {
 }
 
 static bool one_of(const char *text, const char *words) {
-  size_t length = strlen(text);
+  size_t length = strchr(text, '|') ? 0 : strlen(text);
   for (const char *word = words; word && length; word = strchr(word, '|')) {
     if (*word == '|') word++;
     if (strncmp(word, text, length) == 0 && (word[length] == 0 || word[length] == '|')) return true;

@@ -76,7 +76,8 @@ int ust_cli_quantize(int argc, char **argv) {
   bool quiet = false;
   const ust_option options[] = {
       {UST_TEXT("output", 'o', &output, "OUT", "the GGUF file to write"), .required = true},
-      {UST_CHOICE("type", &type, "q4_0|q8_0|bf16|f16|f32", "of the matrices; gains and biases stay f32"), .required = true},
+      {UST_CHOICE("type", &type, "q4_0|q8_0|bf16|f16|f32", "of the matrices; gains and biases stay f32"),
+       .required = true},
       UST_OPTIONS_QUIET(&quiet),
       UST_OPTIONS_END,
   };

@@ -64,29 +64,6 @@ understudy_status ust_cli_machine(const ust_cli_models *models, const ust_kernel
 
 /* ---- JSON ---- */
 
-understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err) {
-  if (!input || !output || !ust_same_file(input, output)) return UNDERSTUDY_OK;
-  bool same_name = strcmp(input, output) == 0;
-  return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: is the input%s%s, expected another file to write to", output,
-                   same_name ? "" : ", ", same_name ? "" : input);
-}
-
-understudy_status ust_cli_check_output(const char *path, const ust_cli_models *models, const char *input,
-                                       understudy_error *err) {
-  if (!path) return UNDERSTUDY_OK;
-  const char *read[] = {models->model, models->draft, models->ngram, input};
-  for (size_t i = 0; i < sizeof read / sizeof read[0]; i++) UST_TRY(ust_cli_check_kept(read[i], path, err));
-  if (ust_is_directory(path))
-    return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: is a directory, expected a file", path);
-  struct stat info;
-  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && access(path, W_OK) == 0)
-    return UNDERSTUDY_OK; /* opening a pipe and closing it would end its reader's input */
-  ust_writer writer;
-  UST_TRY(ust_writer_open(&writer, path, err));
-  ust_writer_abandon(&writer);
-  return UNDERSTUDY_OK;
-}
-
 static int write_piece(const char *data, size_t size, void *writer) {
   ust_writer_write(writer, data, size);
   return 0;

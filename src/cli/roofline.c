@@ -123,6 +123,17 @@ static bool print_product(void *user, const ust_product_cost *cost) {
   return ust_cli_stopped();
 }
 
+/* All that is written: the JSON, the chart and its figures. */
+static understudy_status check_outputs(const roofline_options *o, const char *chart, understudy_error *err) {
+  char *csv = chart ? ust_measure_csv_name(chart) : NULL;
+  const char *outputs[] = {o->json, chart, csv};
+  understudy_status status = ust_cli_check_distinct(outputs, 3, err);
+  for (int i = 0; i < 3 && status == UNDERSTUDY_OK; i++)
+    status = ust_cli_check_output(outputs[i], &o->models, o->bench, err);
+  free(csv);
+  return status;
+}
+
 static understudy_status roofline(const roofline_options *o, understudy_error *err) {
   const ust_kernels *kernels;
   int threads;
@@ -131,8 +142,8 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   ust_machine machine;
   ust_pass_cost costs[UST_PASS_COSTS];
   int count = 0;
-  UST_TRY(ust_cli_check_output(o->json, &o->models, o->bench, err));
-  UST_TRY(ust_cli_check_output(o->output, &o->models, o->bench, err));
+  const char *output = o->output || o->json || o->kernels ? o->output : "roofline.svg";
+  UST_TRY(check_outputs(o, output, err));
   UST_TRY(ust_cli_machine(&o->models, &kernels, &threads, err));
   if (o->bench) UST_TRY(ust_measure_read_bench(o->bench, &run, err));
   if (o->bench) UST_TRY(add_bench(&chart.panels[0], o->bench, &run, err));
@@ -140,11 +151,10 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   print_measured(kernels, threads, &machine, costs, count);
   if (o->kernels) UST_TRY(ust_measure_products(kernels, threads, print_product, NULL, err));
   if (o->json) UST_TRY(write_measured(o->json, kernels, threads, &machine, costs, count, err));
-  if ((o->json || o->kernels) && !o->output) return UNDERSTUDY_OK;
+  if (!output) return UNDERSTUDY_OK;
 
   add_machine(&chart.panels[0], &run, &machine, kernels->name, threads);
   if (o->device_text) add_device(&chart, &o->device);
-  const char *output = o->output ? o->output : "roofline.svg";
   UST_TRY(ust_measure_chart(&chart, output, err));
   ust_cli_note("chart in %s, its figures beside it as .csv", output);
   return UNDERSTUDY_OK;

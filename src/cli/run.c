@@ -159,8 +159,8 @@ static understudy_status report(const run_options *o, const understudy_engine *e
   ust_cli_sha256_finish(&out->sha, result.sha256);
   memcpy(prompt.sha256, result.sha256, sizeof prompt.sha256);
   if (out->waiting.size) flush_piece(out);
-  return ust_cli_write_report(o->json, engine, &o->models, &o->sampling, &result, 1, true,
-                              json_incref(out->pieces), err);
+  return ust_cli_write_report(o->json, engine, &o->models, &o->sampling, &result, 1, true, json_incref(out->pieces),
+                              err);
 }
 
 /* Writes the answer; stopping it, even before it begins, is no failure. */

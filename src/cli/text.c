@@ -132,17 +132,29 @@ static understudy_status add_json_line(ust_prompts *prompts, const char *path, i
   return status;
 }
 
+static size_t skip_blanks(const char *data, size_t size, size_t at) {
+  while (at < size && data[at] && strchr(" \t\r\n", data[at])) at++;
+  return at;
+}
+
+/* An object that opens with a name, or a list of objects: what is no JSON Lines then is told so, line by line. */
 static bool looks_like_json_lines(const char *data, size_t size) {
-  size_t i = 0;
-  while (i < size && strchr(" \t\r\n", data[i]) && data[i]) i++;
-  if (i == size || data[i] != '{') return false;
-  for (i++; i < size && (data[i] == ' ' || data[i] == '\t'); i++) {
+  size_t i = skip_blanks(data, size, 0);
+  if (i < size && data[i] == '[') {
+    i = skip_blanks(data, size, i + 1);
+    return i < size && data[i] == '{';
   }
+  if (i == size || data[i] != '{') return false;
+  i = skip_blanks(data, size, i + 1);
   return i < size && data[i] == '"';
 }
 
 static understudy_status split_prompts(const char *path, const char *data, size_t size, size_t limit,
                                        ust_prompts *prompts, understudy_error *err) {
+  if (size >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0) { /* a byte order mark */
+    data += 3;
+    size -= 3;
+  }
   if (size == 0) return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found nothing, expected prompts", path);
   if (!looks_like_json_lines(data, size)) return add_prompt(prompts, data, size, err);
   int number = 0;
@@ -192,7 +204,11 @@ static understudy_status tokenizer_of_gguf(const char *path, const ust_weights *
 
 understudy_status ust_cli_tokenizer(const char *path, const ust_weights *weights, ust_tokenizer **tokenizer,
                                     understudy_error *err) {
-  if (ust_is_directory(path)) return ust_tokenizer_load(path, tokenizer, err);
+  if (ust_is_directory(path)) {
+    if (!weights) return ust_tokenizer_load(path, tokenizer, err);
+    const ust_config *config = ust_weights_config(weights);
+    return ust_tokenizer_load_for(path, config->vocabulary, config->bos, config->eos, tokenizer, err);
+  }
   if (weights) return tokenizer_of_gguf(path, weights, tokenizer, err);
   ust_weights *opened;
   UST_TRY(ust_weights_open(path, &opened, err));

@@ -1,4 +1,5 @@
 /* understudy train: makes a GPT-2 from a text file; and what it shares with `distill`, which differs by a teacher. */
+#include <errno.h>
 #include <math.h>
 #include <unistd.h>
 
@@ -30,12 +31,14 @@ static bool asked_to_stop(void *user) {
   return ust_cli_stopped();
 }
 
-/* Nothing a run reads may be what it writes. */
-static understudy_status check_kept(const ust_train_options *o, const char *teacher, understudy_error *err) {
-  const char *inputs[] = {o->corpus, o->heldout, teacher}, *outputs[] = {o->output, o->checkpoint, o->log};
-  for (int in = 0; in < 3; in++)
+/* Nothing a run reads may be what it writes, and nothing is written twice. */
+static understudy_status check_outputs(const ust_train_cli *cli, understudy_error *err) {
+  const ust_train_options *o = &cli->options;
+  const char *inputs[] = {o->corpus, o->heldout, cli->tokenizer, cli->teacher};
+  const char *outputs[] = {o->output, o->checkpoint, o->log};
+  for (int in = 0; in < 4; in++)
     for (int out = 0; out < 3; out++) UST_TRY(ust_cli_check_kept(inputs[in], outputs[out], err));
-  return UNDERSTUDY_OK;
+  return ust_cli_check_distinct(outputs, 3, err);
 }
 
 int ust_train_cli_run(ust_train_cli *cli) {
@@ -49,13 +52,17 @@ int ust_train_cli_run(ust_train_cli *cli) {
   o->progress = show_progress;
   o->stop = asked_to_stop;
   o->user = &noted_ns;
-  char checkpoint[4096];
+  char checkpoint[4096]; /* as long as a path can be */
   bool own_checkpoint = !o->checkpoint;
   if (own_checkpoint) {
-    snprintf(checkpoint, sizeof checkpoint, "%s.ckpt", o->output);
+    int length = snprintf(checkpoint, sizeof checkpoint, "%s.ckpt", o->output);
+    if (length < 0 || (size_t)length >= sizeof checkpoint) {
+      ust_error(&err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", o->output, strerror(ENAMETOOLONG));
+      return ust_cli_fail(&err);
+    }
     o->checkpoint = checkpoint;
   }
-  understudy_status status = check_kept(o, cli->teacher, &err);
+  understudy_status status = check_outputs(cli, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_machine(&cli->machine, &o->kernels, &o->threads, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
   o->tokenizer = tokenizer;

@@ -62,8 +62,9 @@ static understudy_status draw(const ust_chart *chart, const char *path, bool png
   snprintf(temporary, length, "%s.%d.tmp", path, (int)getpid());
   FILE *probe = fopen(temporary, "wbe"); /* gnuplot's own message would not say why */
   if (!probe) {
+    understudy_status status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
     free(temporary);
-    return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
+    return status;
   }
   fclose(probe);
   ust_buffer script = {0};
@@ -90,12 +91,15 @@ static void write_line(ust_writer *writer, const char *format, ...) {
   ust_writer_write(writer, line, UST_MIN((size_t)length, sizeof line - 1));
 }
 
+char *ust_measure_csv_name(const char *chart_path) {
+  char *name = strdup(chart_path);
+  if (name) memcpy(name + strlen(name) - 4, ".csv", 4);
+  return name;
+}
+
 static understudy_status write_csv(const ust_chart *chart, const char *path, understudy_error *err) {
-  size_t stem = strlen(path) - 4;
-  char *name = malloc(stem + 5);
-  if (!name) return ust_error_memory(err, stem + 5, "a path");
-  memcpy(name, path, stem);
-  memcpy(name + stem, ".csv", 5);
+  char *name = ust_measure_csv_name(path);
+  if (!name) return ust_error_memory(err, strlen(path), "a path");
   ust_writer writer;
   understudy_status status = ust_writer_open(&writer, name, err);
   free(name);

@@ -11,6 +11,7 @@ typedef struct loader {
   void *user;
   uint64_t done, total; /* matrix rows */
   bool checking;        /* the first time through: names and shapes alone */
+  bool *seen;           /* [tensors of the file] asked for, while checking */
   size_t used;          /* bytes of the model's memory given out, or counted while checking */
   char *buffers;        /* [threads, buffer_bytes]: rows as read */
   size_t buffer_bytes;
@@ -18,7 +19,9 @@ typedef struct loader {
 } loader;
 
 static understudy_status find(loader *l, const char *name, uint64_t rows, uint64_t cols, const ust_tensor **tensor) {
-  return ust_weights_find(l->weights, name, rows, cols, tensor, l->err);
+  UST_TRY(ust_weights_find(l->weights, name, rows, cols, tensor, l->err));
+  if (l->checking) l->seen[*tensor - ust_weights_tensor(l->weights, 0)] = true;
+  return UNDERSTUDY_OK;
 }
 
 /* The next `bytes` of the model's memory, or NULL while they are only counted. One block for all tensors, since huge
@@ -155,6 +158,16 @@ uint64_t ust_model_part_bytes(const ust_model *m, int part) {
          (9 * width + (uint64_t)m->config.feed_forward) * sizeof(float);
 }
 
+/* A tensor that nothing asked for: the file holds another model than this. */
+static understudy_status check_all_seen(const loader *l) {
+  for (size_t i = 0; i < ust_weights_count(l->weights); i++)
+    if (!l->seen[i])
+      return ust_error(l->err, UNDERSTUDY_ERROR_UNSUPPORTED,
+                       "%s: tensor %s: found a name GPT-2 of %d layers does not have", ust_weights_path(l->weights),
+                       ust_weights_tensor(l->weights, i)->name, l->model->config.layers);
+  return UNDERSTUDY_OK;
+}
+
 /* Memory for what was counted. */
 static understudy_status allocate(loader *l) {
   const ust_config *c = &l->model->config;
@@ -208,10 +221,15 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
   m->layers = ust_alloc((size_t)c->layers * sizeof *m->layers);
   understudy_status status =
       m->layers ? UNDERSTUDY_OK : ust_error_memory(err, (size_t)c->layers * sizeof *m->layers, "layers");
+  l.seen = ust_alloc(ust_weights_count(weights) * sizeof *l.seen);
+  if (status == UNDERSTUDY_OK && !l.seen)
+    status = ust_error_memory(err, ust_weights_count(weights), "a list of tensors");
   if (status == UNDERSTUDY_OK) {
     l.checking = true;
     status = load_all(&l);
   }
+  if (status == UNDERSTUDY_OK) status = check_all_seen(&l);
+  ust_free(l.seen);
   if (status == UNDERSTUDY_OK) status = allocate(&l);
   if (status == UNDERSTUDY_OK) status = load_all(&l);
   ust_free(l.buffers);

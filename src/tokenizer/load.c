@@ -30,7 +30,7 @@ typedef struct reading {
   size_t count;
   ust_text *merges;
   size_t merge_count;
-  char *joined;
+  char *joined, *padding;
 } reading;
 
 static void reading_free(reading *r) {
@@ -39,6 +39,7 @@ static void reading_free(reading *r) {
   ust_free(r->types);
   ust_free(r->merges);
   ust_free(r->joined);
+  ust_free(r->padding);
 }
 
 static understudy_status join_path(const char *directory, const char *name, char **path, understudy_error *err) {
@@ -301,33 +302,63 @@ static understudy_status read_merges_txt(reading *r, const char *path, understud
 
 /* ---- a directory ---- */
 
+/* Adds unused tokens "[PADn]" up to `count`. */
+static understudy_status pad(reading *r, size_t count, understudy_error *err) {
+  enum { NAME = 32 };
+  if (count <= r->count) return UNDERSTUDY_OK;
+  ust_text *tokens = realloc(r->tokens, count * sizeof *tokens);
+  if (tokens) r->tokens = tokens;
+  int32_t *types = realloc(r->types, count * sizeof *types);
+  if (types) r->types = types;
+  r->padding = ust_alloc((count - r->count) * NAME);
+  if (!tokens || !types || !r->padding) return ust_error_memory(err, count * sizeof *tokens, r->path);
+  for (char *name = r->padding; r->count < count; r->count++, name += NAME) {
+    r->tokens[r->count] = (ust_text){name, (size_t)snprintf(name, NAME, "[PAD%zu]", r->count)};
+    r->types[r->count] = UST_TOKEN_UNUSED;
+  }
+  return UNDERSTUDY_OK;
+}
+
+/* What the model says of its tokens. */
+typedef struct model_tokens {
+  int count, bos, eos;
+} model_tokens;
+
 /* `source` names the files in errors about how tokens and merges fit together. */
-static understudy_status create(const reading *r, const char *source, ust_tokenizer **tokenizer,
+static understudy_status create(reading *r, const char *source, model_tokens model, ust_tokenizer **tokenizer,
                                 understudy_error *err) {
   int end = -1;
   for (size_t i = 0; i < r->count && end < 0; i++)
     if (is_end_of_text(r->tokens[i])) end = (int)i;
-  const ust_vocabulary vocabulary = {r->tokens, r->types, r->count, r->merges, r->merge_count, end, end};
+  UST_TRY(pad(r, (size_t)model.count, err));
+  const ust_vocabulary vocabulary = {.tokens = r->tokens,
+                                     .types = r->types,
+                                     .count = r->count,
+                                     .merges = r->merges,
+                                     .merge_count = r->merge_count,
+                                     .bos = model.bos >= 0 ? model.bos : end,
+                                     .eos = model.eos >= 0 ? model.eos : end};
   return ust_tokenizer_create(&vocabulary, source, tokenizer, err);
 }
 
-static understudy_status load_tokenizer_json(const char *path, ust_tokenizer **tokenizer, understudy_error *err) {
+static understudy_status load_tokenizer_json(const char *path, model_tokens model, ust_tokenizer **tokenizer,
+                                             understudy_error *err) {
   reading r = {.path = path};
   understudy_status status = read_tokenizer_json(&r, err);
-  if (status == UNDERSTUDY_OK) status = create(&r, path, tokenizer, err);
+  if (status == UNDERSTUDY_OK) status = create(&r, path, model, tokenizer, err);
   reading_free(&r);
   return status;
 }
 
 static understudy_status load_vocab_merges(const char *directory, const char *vocab, const char *merges,
-                                           ust_tokenizer **tokenizer, understudy_error *err) {
+                                           model_tokens model, ust_tokenizer **tokenizer, understudy_error *err) {
   reading r = {.path = vocab};
   char *source = NULL;
   understudy_status status = join_path(directory, "vocab.json + merges.txt", &source, err);
   if (status == UNDERSTUDY_OK) status = parse_file(&r, err);
   if (status == UNDERSTUDY_OK) status = read_vocab(&r, "vocabulary", r.root, 0, err);
   if (status == UNDERSTUDY_OK) status = read_merges_txt(&r, merges, err);
-  if (status == UNDERSTUDY_OK) status = create(&r, source, tokenizer, err);
+  if (status == UNDERSTUDY_OK) status = create(&r, source, model, tokenizer, err);
   free(source);
   reading_free(&r);
   return status;
@@ -339,6 +370,12 @@ static bool exists(const char *path) {
 }
 
 understudy_status ust_tokenizer_load(const char *directory, ust_tokenizer **tokenizer, understudy_error *err) {
+  return ust_tokenizer_load_for(directory, 0, -1, -1, tokenizer, err);
+}
+
+understudy_status ust_tokenizer_load_for(const char *directory, int count, int bos, int eos, ust_tokenizer **tokenizer,
+                                         understudy_error *err) {
+  const model_tokens model = {count, bos, eos};
   *tokenizer = NULL;
   if (!exists(directory)) return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot open: %s", directory, strerror(errno));
   if (!ust_is_directory(directory))
@@ -350,9 +387,9 @@ understudy_status ust_tokenizer_load(const char *directory, ust_tokenizer **toke
   if (status == UNDERSTUDY_OK) status = join_path(directory, "merges.txt", &merges, err);
   if (status != UNDERSTUDY_OK) {
   } else if (exists(json)) {
-    status = load_tokenizer_json(json, tokenizer, err);
+    status = load_tokenizer_json(json, model, tokenizer, err);
   } else if (exists(vocab) && exists(merges)) {
-    status = load_vocab_merges(directory, vocab, merges, tokenizer, err);
+    status = load_vocab_merges(directory, vocab, merges, model, tokenizer, err);
   } else {
     status = ust_error(err, UNDERSTUDY_ERROR_IO,
                        "%s: no tokenizer here, expected tokenizer.json or both vocab.json and merges.txt", directory);

@@ -13,6 +13,10 @@ understudy_status ust_tokenizer_create(const ust_vocabulary *vocabulary, const c
                                        ust_tokenizer **tokenizer, understudy_error *err);
 /* From tokenizer.json, else vocab.json + merges.txt, of a Hugging Face directory. */
 understudy_status ust_tokenizer_load(const char *directory, ust_tokenizer **tokenizer, understudy_error *err);
+/* The same for the model in it: padded with unused tokens to the model's `count` (embeddings are often rounded up), and
+ * with the bos and eos its configuration names, if any (-1: none, <|endoftext|> is both). */
+understudy_status ust_tokenizer_load_for(const char *directory, int count, int bos, int eos, ust_tokenizer **tokenizer,
+                                         understudy_error *err);
 void ust_tokenizer_free(ust_tokenizer *tokenizer);
 
 /* What it was made of, for writing into a GGUF file; lives as long as the tokenizer. */

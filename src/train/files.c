@@ -83,10 +83,10 @@ understudy_status ust_train_log_open(const ust_train_run *run, FILE **log, under
   size_t size = 0;
   if (run->step > 0 && access(path, F_OK) == 0) UST_TRY(ust_file_slurp(path, (size_t)1 << 30, &old, &size, err));
   size_t kept = kept_lines(old, size, run->step);
-  *log = fopen(path, "we");
-  bool good = *log != NULL;
-  if (good) good = kept ? fwrite(old, 1, kept, *log) == kept : fputs(heading, *log) >= 0;
   ust_free(old);
+  bool good = kept == 0 || truncate(path, (off_t)kept) == 0; /* lines that stay are never written again */
+  *log = good ? fopen(path, kept ? "ae" : "we") : NULL;
+  good = *log && (kept > 0 || (fputs(heading, *log) >= 0 && fflush(*log) == 0));
   if (good) return UNDERSTUDY_OK;
   understudy_status status = log_error(path, err);
   if (*log) fclose(*log);

@@ -48,6 +48,27 @@ echo "exit $?: $(cat stderr)"
 cmp f32.gguf again.gguf
 find . -name 'q.gguf*' -o -name '*.tmp*'
 
+echo "== a model's directory keeps its files"
+cp -r "$model" own
+for arguments in "quantize own --type f32 -o own/model.safetensors" "run -m own -n 1 --json own/config.json hi" \
+  "ngram -m own -n 5 -o ./own/tokenizer.json" "train --tokenizer own --corpus short.txt -o own/tokenizer.json" \
+  "roofline -m own --json chart.csv -o chart.svg" "quantize f32.gguf --type q8_0|bf16 -o q.gguf" \
+  "quantize own -o $(printf '%0252d' 0).gguf --type f32"; do
+  # shellcheck disable=SC2086
+  "$UNDERSTUDY" $arguments >stdout 2>stderr
+  echo "exit $?, stdout $(wc -c <stdout): $(sed -E 's/0{200,}/0…0/g' stderr)"
+done
+diff -r "$model" own && "$UNDERSTUDY" quantize -q own --type f32 -o own/q.gguf
+ln -sf f32.gguf link.gguf
+chmod 600 f32.gguf
+"$UNDERSTUDY" quantize -q own --type f32 -o link.gguf && cmp f32.gguf own/q.gguf && stat -c %a f32.gguf && test -L link.gguf
+
+echo "== a directory says what ends a text"
+sed -i 's/"eos_token_id": 299/"eos_token_id": 35/' own/config.json
+"$UNDERSTUDY" quantize -q own --type f32 -o end.gguf
+for path in own end.gguf; do
+  "$UNDERSTUDY" run -q -m $path -n 30 --temperature 1 --seed 3 hi | od -An -c
+done
 echo "== trained"
 yes 'hello world, hello there' | head -c 3000 >text.txt
 learn() {
@@ -63,5 +84,8 @@ done
 learn distill --teacher t.gguf --corpus text.txt
 learn train --tokenizer "$model" --corpus text.txt --checkpoint text.txt
 learn train --tokenizer "$model" --corpus text.txt --log text.txt
+learn train --tokenizer t.gguf --corpus text.txt
+learn train --tokenizer "$model" --corpus text.txt --log same --checkpoint ./same
+learn train --tokenizer "$model" --corpus text.txt --log x.gguf --checkpoint t.gguf
 find . -name '*.ckpt*'
 exit 0

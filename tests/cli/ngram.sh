@@ -21,5 +21,5 @@ for file in junk.ngram cut.ngram absent.ngram; do
   echo "exit $?, stdout $(wc -c <stdout), stderr $(wc -l <stderr) line, names it: $(grep -c $file stderr)"
 done
 "$UNDERSTUDY" ngram -m "$model" --corpus absent.txt -o e.ngram 2>&1
-ls e.ngram *.tmp 2>/dev/null
+ls e.ngram .*.tmp 2>/dev/null
 exit 0

@@ -32,5 +32,5 @@ echo '<html>' >page.json
 for file in none.json short.json page.json absent.json; do "$UNDERSTUDY" roofline --bench $file --json x.json 2>&1; done
 "$UNDERSTUDY" roofline --json absent/x.json 2>&1
 "$UNDERSTUDY" roofline -o absent/x.svg 2>&1
-ls -- x.json bare* *.tmp 2>/dev/null
+ls -- x.json bare* .*.tmp *.tmp 2>/dev/null
 exit 0

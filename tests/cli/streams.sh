@@ -57,7 +57,7 @@ printf kept >z.ngram
 interrupt 'ngram again' ngram -m "$model" -n 100000000 -o z.ngram | sed 's/after [0-9]* of/after N of/'
 cat z.ngram && echo
 interrupt corpus ngram -m "$model" --corpus <(yes 'hello world' | head -c 300000000) -o y.ngram
-ls y.* ./*.tmp 2>/dev/null
+ls y.* ./.*.tmp 2>/dev/null
 
 echo "== threads and kernel levels"
 for threads in 1 2 5 64; do tiny --threads $threads hi | cmp - text; done

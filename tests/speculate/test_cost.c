@@ -94,7 +94,8 @@ static void measuring_ends(void **unused) {
   assert_int_equal(cost.points, 3);
   assert_true(slow.passes[1] == 2 && slow.passes[16] == 1 && slow.passes[64] == 0);
   cost = (ust_cost){0};
-  ust_cost_measure(&cost, order, 5, 40, tick, &quick, 10); /* parts of passes, all counts in turns, the largest left out */
+  ust_cost_measure(&cost, order, 5, 40, tick, &quick,
+                   10); /* parts of passes, all counts in turns, the largest left out */
   assert_int_equal(cost.points, 4);
   assert_true(quick.passes[16] == 8 && quick.passes[64] == 0);
   for (int i = 0; i < 4; i++) assert_float_equal(cost.seconds[i], 0.02 + 0.001 * (cost.rows[i] - 1), 1e-9);

@@ -36,7 +36,8 @@ static void priors_are_probabilities(void **unused) {
         float first = ust_record_chance(&planner.draft_hits[known][0][gap], 1);
         assert_true(chance > 0 && chance < 1 && (rank == 0 || first + chance < 1));
       }
-  for (int i = 0; i < 60; i++) ust_record_observe(&planner.draft_covers, true); /* better than was thought, but no more */
+  for (int i = 0; i < 60; i++)
+    ust_record_observe(&planner.draft_covers, true); /* better than was thought, but no more */
   float scale = ust_planner_scale(&planner.draft_covers);
   assert_true(scale > 1.2f);
   assert_true(ust_record_chance(&planner.draft_hits[0][0][UST_GAPS - 1], scale) <= 1);

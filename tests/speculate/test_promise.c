@@ -282,10 +282,8 @@ static void cancelling_loses_nothing(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(text_equals_plain),
-      cmocka_unit_test(short_limits_draft_little),
-      cmocka_unit_test(callback_stops_exactly),
-      cmocka_unit_test(context_and_end_token),
+      cmocka_unit_test(text_equals_plain),        cmocka_unit_test(short_limits_draft_little),
+      cmocka_unit_test(callback_stops_exactly),   cmocka_unit_test(context_and_end_token),
       cmocka_unit_test(cancelling_loses_nothing),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

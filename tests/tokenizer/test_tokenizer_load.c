@@ -101,7 +101,9 @@ static json_t *with(json_t *root, const char *a, const char *b, json_t *value) {
   assert_int_equal(json_object_set_new(b ? json_object_get(root, a) : root, b ? b : a, value), 0);
   return root;
 }
-static json_t *vocab_of(json_t *root) { return json_object_get(json_object_get(root, "model"), "vocab"); }
+static json_t *vocab_of(json_t *root) {
+  return json_object_get(json_object_get(root, "model"), "vocab");
+}
 static json_t *with_token(json_t *root, const char *text, json_int_t id) {
   assert_int_equal(json_object_set_new(vocab_of(root), text, json_integer(id)), 0);
   return root;
@@ -135,8 +137,12 @@ static void reject(json_t *root, understudy_status status, const char *part) {
   write_json("tokenizer.json", root);
   expect_error(status, "tokenizer.json", part);
 }
-static void malformed(json_t *root, const char *part) { reject(root, UNDERSTUDY_ERROR_FORMAT, part); }
-static void unsupported(json_t *root, const char *part) { reject(root, UNDERSTUDY_ERROR_UNSUPPORTED, part); }
+static void malformed(json_t *root, const char *part) {
+  reject(root, UNDERSTUDY_ERROR_FORMAT, part);
+}
+static void unsupported(json_t *root, const char *part) {
+  reject(root, UNDERSTUDY_ERROR_UNSUPPORTED, part);
+}
 
 static ust_tokenizer *load(void) {
   understudy_error err = {0};
@@ -233,6 +239,32 @@ static void test_added(void **state) {
   assert_memory_equal(ust_tokenizer_bytes(tokenizer, 260, &length), "\xC3\xA9 ?", 4);
   assert_int_equal(length, 4);
   ust_tokenizer_free(tokenizer);
+}
+
+/* A model of more tokens than its tokenizer, and ends of its own. */
+static void test_for_a_model(void **state) {
+  (void)state;
+  write_json("tokenizer.json", with_added(good(), added_token(259, "<|end", true)));
+  ust_tokenizer *plain = load(), *padded, *again;
+  understudy_error err;
+  assert_int_equal(ust_tokenizer_vocabulary(plain)->eos, 258);
+  write_json("tokenizer.json", with_added(good(), added_token(259, "<|end", true)));
+  assert_int_equal(ust_tokenizer_load_for(directory, 320, -1, 259, &padded, &err), UNDERSTUDY_OK);
+  const ust_vocabulary *v = ust_tokenizer_vocabulary(padded);
+  assert_true(v->count == 320 && v->bos == 258 && v->eos == 259 && v->types[319] == UST_TOKEN_UNUSED);
+  expect_encoded(padded, "the[PAD300]", true, "257 91 80 65 68 51 48 48 93");
+  assert_true(ust_tokenizer_fingerprint(padded) != ust_tokenizer_fingerprint(plain));
+  assert_int_equal(ust_tokenizer_create(v, "written and read", &again, &err), UNDERSTUDY_OK);
+  assert_true(ust_tokenizer_fingerprint(again) == ust_tokenizer_fingerprint(padded));
+  ust_tokenizer_free(again);
+  ust_tokenizer_free(padded);
+  assert_int_equal(ust_tokenizer_load_for(directory, 260, -1, 260, &padded, &err), UNDERSTUDY_ERROR_FORMAT);
+  assert_non_null(strstr(err.message, "eos token id 260"));
+  assert_int_equal(ust_tokenizer_load_for(directory, 260, -1, -1, &padded, &err), UNDERSTUDY_OK);
+  assert_true(ust_tokenizer_fingerprint(padded) == ust_tokenizer_fingerprint(plain));
+  ust_tokenizer_free(padded);
+  ust_tokenizer_free(plain);
+  clear_directory();
 }
 
 /* ---- bad files ---- */
@@ -392,10 +424,8 @@ static void test_bad_vocab_merges(void **state) {
   (void)state;
   static const struct {
     const char *text, *part;
-  } merges[] = {{"t h\nth\n", "merge 1"},
-                {"t\th\n", "merge 0"},
-                {"t h\nth z\n", "its result"},
-                {"\n\xFF \xFE\n", "left part"}};
+  } merges[] = {
+      {"t h\nth\n", "merge 1"}, {"t\th\n", "merge 0"}, {"t h\nth z\n", "its result"}, {"\n\xFF \xFE\n", "left part"}};
   for (size_t i = 0; i < sizeof merges / sizeof *merges; i++) {
     write_json("vocab.json", good_vocab());
     write_file("merges.txt", merges[i].text, strlen(merges[i].text));
@@ -418,7 +448,7 @@ static void test_bad_arrays(void **state) {
   int32_t types[259];
   ust_text tokens[259];
   for (int round = 0; round < 9; round++) {
-    static const char *const parts[] = {"type 99",      "type 2",   "type -1",    "bos token id 259", "eos token id -2",
+    static const char *const parts[] = {"type 99",     "type 2",   "type -1",    "bos token id 259", "eos token id -2",
                                         "both \"th\"", "0 tokens", "empty text", "its left part"};
     ust_vocabulary bad = *v;
     memcpy(types, v->types, sizeof types);
@@ -443,10 +473,11 @@ static void test_bad_arrays(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_forms),       cmocka_unit_test(test_gpt2_json),        cmocka_unit_test(test_added),
-      cmocka_unit_test(test_directory),   cmocka_unit_test(test_not_json),         cmocka_unit_test(test_prefixes),
-      cmocka_unit_test(test_other_kinds), cmocka_unit_test(test_bad_tokens),       cmocka_unit_test(test_bad_added),
-      cmocka_unit_test(test_bad_merges),  cmocka_unit_test(test_bad_vocab_merges), cmocka_unit_test(test_bad_arrays),
+      cmocka_unit_test(test_forms),       cmocka_unit_test(test_gpt2_json),   cmocka_unit_test(test_added),
+      cmocka_unit_test(test_for_a_model), cmocka_unit_test(test_directory),   cmocka_unit_test(test_not_json),
+      cmocka_unit_test(test_prefixes),    cmocka_unit_test(test_other_kinds), cmocka_unit_test(test_bad_tokens),
+      cmocka_unit_test(test_bad_added),   cmocka_unit_test(test_bad_merges),  cmocka_unit_test(test_bad_vocab_merges),
+      cmocka_unit_test(test_bad_arrays),
   };
   return cmocka_run_group_tests(tests, make_directory, remove_directory);
 }
