@@ -35,7 +35,8 @@ typedef struct bench {
   ust_prompts prompts;
   lane lanes[LANES];
   int lane_count;
-  size_t differing; /* prompts whose texts differ between modes */
+  size_t done;      /* prompts that every mode has written */
+  size_t differing; /* those whose texts differ between modes */
 } bench;
 
 static bool keep_token(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
@@ -73,6 +74,15 @@ static understudy_status write_one(bench *b, lane *l, size_t index, const int32_
   if (l->out_of_memory) return ust_error_memory(err, l->capacity * sizeof *l->tokens, "generated tokens");
   if (ust_cli_stopped()) return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
   return UNDERSTUDY_OK;
+}
+
+/* The figures of the prompts so far, which every mode has written. */
+static void keep_figures(lane *l, size_t prompts) {
+  understudy_session_get_stats(l->session, &l->result.stats);
+  l->result.details = *ust_session_details(l->session);
+  l->result.prompt_count = prompts;
+  ust_sha256 sha = l->sha;
+  ust_cli_sha256_finish(&sha, l->result.sha256);
 }
 
 static bool same_text(const lane *a, const lane *b) {
@@ -129,6 +139,8 @@ static understudy_status bench_prompt(bench *b, size_t index, understudy_error *
   bool same = true;
   for (int i = 1; i < b->lane_count; i++) same = same && same_text(&b->lanes[0], &b->lanes[i]);
   if (status == UNDERSTUDY_OK && !same) b->differing++;
+  if (status == UNDERSTUDY_OK) b->done++;
+  for (int i = 0; i < b->lane_count && status == UNDERSTUDY_OK; i++) keep_figures(&b->lanes[i], b->done);
   return status;
 }
 
@@ -139,8 +151,7 @@ static void print_table(const bench *b) {
          (double)info.parameters / 1e6, (double)info.weight_bytes / 1e6, info.isa, info.threads,
          info.threads == 1 ? "" : "s");
   const understudy_sampling *s = &b->options->sampling;
-  printf("%zu prompt%s, up to %d tokens each, ", b->prompts.count, b->prompts.count == 1 ? "" : "s",
-         b->options->tokens);
+  printf("%zu prompt%s, up to %d tokens each, ", b->done, b->done == 1 ? "" : "s", b->options->tokens);
   if (s->temperature > 0)
     printf("temperature %g, top-k %d, top-p %g, seed %llu", (double)s->temperature, s->top_k, (double)s->top_p,
            (unsigned long long)s->seed);
@@ -168,7 +179,7 @@ static void print_table(const bench *b) {
            (unsigned long long)t->accepted[UNDERSTUDY_FROM_CONTEXT]);
   }
   if (b->differing)
-    printf("\ntexts identical: NO, %zu of %zu prompts differ\n", b->differing, b->prompts.count);
+    printf("\ntexts identical: NO, %zu of %zu prompts differ\n", b->differing, b->done);
   else
     printf("\ntexts identical: yes\n");
 }
@@ -222,17 +233,14 @@ static understudy_status run_bench(bench *b, understudy_error *err) {
   UST_TRY(ust_cli_open(&b->options->models, &b->engine, err));
   UST_TRY(check_prompts(b, err));
   UST_TRY(open_lanes(b, err));
-  for (size_t i = 0; i < b->prompts.count; i++) UST_TRY(bench_prompt(b, i, err));
+  understudy_status stopped = UNDERSTUDY_OK;
+  while (b->done < b->prompts.count && stopped == UNDERSTUDY_OK) stopped = bench_prompt(b, b->done, err);
   ust_cli_progress_clear();
+  if (b->done == 0 || (stopped != UNDERSTUDY_OK && stopped != UNDERSTUDY_ERROR_CANCELLED)) return stopped;
   ust_mode_result results[LANES];
-  for (int i = 0; i < b->lane_count; i++) {
-    understudy_session_get_stats(b->lanes[i].session, &b->lanes[i].result.stats);
-    b->lanes[i].result.details = *ust_session_details(b->lanes[i].session);
-    ust_cli_sha256_finish(&b->lanes[i].sha, b->lanes[i].result.sha256);
-    results[i] = b->lanes[i].result;
-  }
+  for (int i = 0; i < b->lane_count; i++) results[i] = b->lanes[i].result;
   print_table(b);
-  if (!b->options->json) return UNDERSTUDY_OK;
+  if (stopped != UNDERSTUDY_OK || !b->options->json) return stopped; /* a file tells of whole runs only */
   return ust_cli_write_report(b->options->json, b->engine, &b->options->models, &b->options->sampling, results,
                               b->lane_count, b->differing == 0, NULL, err);
 }
@@ -244,11 +252,12 @@ int ust_cli_bench(int argc, char **argv) {
       UST_OPTIONS_MODEL(&o.models),
       UST_OPTIONS_DRAFTS(&o.models),
       {UST_TEXT("prompts", 0, &o.prompts, "FILE",
-                "JSON lines with a 'prompt' field, plain or gzip,\nor one prompt as plain text"),
+                "JSON lines with a 'prompt' field, plain or gzip, or one prompt as plain text"),
        .required = true},
       {UST_INT("limit", 0, &o.limit, "K", "the first K prompts only [all]", 1, UST_INT_MOST)},
-      {UST_TEXT("variants", 0, &o.variants, "LIST",
-                "experiments to run beside: chain,tree,no-context,\nindependent,context,likeliest")},
+      {UST_TEXT(
+          "variants", 0, &o.variants, "LIST",
+          "experiments to run beside, separated by commas: chain, tree, no-context, independent, context, likeliest")},
       UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write for each prompt [128]", 1),
       UST_OPTIONS_SAMPLING(&o.sampling),
       UST_OPTIONS_CONTEXT(&o.models),
@@ -261,13 +270,16 @@ int ust_cli_bench(int argc, char **argv) {
   const ust_cli_help help = {
       .command = "bench",
       .usage = "bench -m TARGET [-d DRAFT] [--ngram FILE] --prompts FILE [options]",
-      .about = "Plain, speculative (with -d) and staged decoding (with all there is, as 'run' does) side by side,\n"
+      .about = "Plain, speculative (with -d) and staged decoding (with all there is, as 'run' does) side by side, "
                "and whether all their texts are the same.",
-      .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs.\n"
-               "The experiments: a tree that is always a chain of 4, or always one shape of 4 such chains;\n"
-               "drafting without the text so far, or from nothing else; drafts that rank their candidates\n"
-               "with noise of another seed, or without any.",
-      .example = "understudy bench -m gpt2-large/ -d draft.gguf --ngram draft.ngram --prompts humaneval.jsonl.gz",
+      .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs. "
+               "Ctrl-C prints the table of the prompts finished so far, and exits 1.\n\nExperiments:\n"
+               "  chain: a tree that is always a chain of 4\n  tree: a tree that is always one shape of 4 such chains\n"
+               "  no-context: drafting without the text so far\n  context: drafting from the text so far alone\n"
+               "  independent: drafts rank their candidates with noise of another seed\n"
+               "  likeliest: drafts rank their candidates without noise",
+      .example =
+          "understudy bench -m gpt2-large/ -d draft.gguf --ngram draft.ngram \\\n    --prompts humaneval.jsonl.gz",
   };
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
@@ -290,7 +302,7 @@ int ust_cli_bench(int argc, char **argv) {
     code = ust_cli_fail(&err);
   } else if (b.differing) {
     fprintf(stderr, "understudy: %zu of %zu prompts: found texts that differ between modes, expected the same\n",
-            b.differing, b.prompts.count);
+            b.differing, b.done);
     code = UST_EXIT_FAILURE;
   } else {
     code = UST_EXIT_OK;

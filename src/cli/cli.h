@@ -187,11 +187,11 @@ understudy_status ust_cli_machine(const ust_cli_models *models, const ust_kernel
                                   understudy_error *err);
 /* What b counts beyond a: the part of sums that came since. */
 understudy_stats ust_cli_stats_since(const understudy_stats *a, const understudy_stats *b);
-/* Writes the file of DESIGN's section on `bench --json`, after measuring the machine. `pieces` (taken over, NULL: none)
- * is added to it. */
+/* Writes the report (docs/architecture.md), after measuring the machine. The fields of `answer` (taken over, NULL: none)
+ * are added to it. */
 understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
-                                       bool identical, json_t *pieces, understudy_error *err);
+                                       bool identical, json_t *answer, understudy_error *err);
 /* Writes a JSON document whole or not at all; takes over `root`, NULL is reported as out of memory. */
 understudy_status ust_cli_write_json(const char *path, json_t *root, understudy_error *err);
 

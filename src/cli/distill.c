@@ -6,18 +6,18 @@ int ust_cli_distill(int argc, char **argv) {
   static const ust_cli_help help = {
       .command = "distill",
       .usage = "distill --teacher T.gguf --corpus FILE -o OUT.gguf [options]",
-      .about = "Makes a draft model of a teacher: it starts as the teacher made smaller and learns, on a text\n"
-               "file, to give each token the probability the teacher gives it. Documents are separated by\n"
+      .about = "Makes a draft model of a teacher: it starts as the teacher made smaller and learns, on a text "
+               "file, to give each token the probability the teacher gives it. Documents are separated by "
                "zero bytes. Stopped or killed, the same command goes on.",
-      .notes = "Only a draft no wider than the teacher, with heads of its size (64 in GPT-2), starts that\n"
-               "way; others start at random. Training windows are 256 tokens long and lie at random positions\n"
-               "of the context. A run may be made longer or shorter on its way: the rate falls towards the\n"
+      .notes = "Only a draft no wider than the teacher, with heads of its size (64 in GPT-2), starts that "
+               "way; others start at random. Training windows are 256 tokens long and lie at random positions "
+               "of the context. A run may be made longer or shorter on its way: the rate falls towards the "
                "new --steps from then on.",
-      .example = "understudy distill --teacher target.gguf --corpus train.txt --steps 1000 -o draft.gguf"};
+      .example = "understudy distill --teacher target.gguf --corpus train.txt \\\n    --steps 1000 -o draft.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(128, 2, 2);
   const ust_option options[] = {
-      UST_TRAIN_CLI_OPTIONS(&cli, 128, 2, 2),
       {UST_TEXT("teacher", 0, &cli.teacher, "T", "a GGUF file or a Hugging Face directory"), .required = true},
+      UST_TRAIN_CLI_OPTIONS(&cli, 128, 2, 2),
       {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "where to find it [the teacher's own]")},
       {UST_FLAG("own-text", 0, &cli.options.own_text, "half of the text is the teacher's own, written first at T = 1")},
       UST_OPTIONS_END,

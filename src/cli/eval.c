@@ -123,9 +123,9 @@ int ust_cli_eval(int argc, char **argv) {
   };
   const ust_cli_help help = {
       .command = "eval",
-      .usage = "eval -m MODEL [options] [TEXT | -f FILE | < FILE]",
+      .usage = "eval -m TARGET [options] [TEXT | -f FILE | < FILE]",
       .about = "Perplexity and bits per byte of a text under a model.",
-      .notes = "The text is taken to follow the model's end-of-text token, so its first token counts too.\n"
+      .notes = "The text is taken to follow the model's end-of-text token, so its first token counts too. "
                "Longer texts than the context are read in windows.",
       .example = "understudy eval -m gpt2-large/ -f held-out.txt --json scores.json",
   };

@@ -51,8 +51,8 @@ int ust_cli_grow(int argc, char **argv) {
   const ust_cli_help help = {
       .command = "grow",
       .usage = "grow --like SHAPE SMALL -o BIG",
-      .about = "Turns a small GPT-2 into one of a larger shape that computes the same function: every coordinate\n"
-               "and head repeated, added layers silent. It costs what the large one costs and writes what the\n"
+      .about = "Turns a small GPT-2 into one of a larger shape that computes the same function: every coordinate "
+               "and head repeated, added layers silent. It costs what the large one costs and writes what the "
                "small one writes.",
       .notes = "SMALL needs heads of 64 and a width that divides the shape's (1280 for gpt2-large).",
       .example = "understudy grow --like gpt2-large small.gguf -o large.gguf",

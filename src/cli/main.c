@@ -26,13 +26,14 @@ static const command commands[] = {
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static int print_help(void) {
-  printf("understudy: a large language model's answer, several times sooner and never a byte different\n\n"
+  printf("understudy: a large language model's answer, several times sooner,\nand never a byte different\n\n"
          "usage: understudy COMMAND [options]\n\n");
   for (int i = 0; i < COMMANDS; i++) printf("  %-10s %s\n", commands[i].name, commands[i].summary);
   printf("\n  understudy COMMAND --help   the options of a command, with an example\n"
          "  understudy --version        version and kernel level\n\n"
-         "Text goes to stdout, everything else to stderr. Exit code: 0 done, 1 failed, 2 wrong usage.\n\n"
-         "example:\n  understudy run -m gpt2-large/ -d draft.gguf --ngram draft.ngram \"def fibonacci(n):\"\n");
+         "Text goes to stdout, everything else to stderr. Exit code: 0 done, 1 failed,\n"
+         "2 wrong usage. What passes cost on this machine is kept in ~/.cache/understudy.\n\n"
+         "example:\n  understudy run -m gpt2-large/ -d draft.gguf \"def fibonacci(n):\"\n");
   return UST_EXIT_OK;
 }
 

@@ -163,7 +163,7 @@ int ust_cli_ngram(int argc, char **argv) {
       {UST_TEXT("output", 'o', &o.output, "FILE", "the n-gram file to write"), .required = true},
       UST_OPTIONS_TOKENS(&o.tokens, "tokens the draft writes [1000000; 0 with --corpus]", 0),
       {UST_TEXT("corpus", 0, &o.corpus, "FILE",
-                "text to count instead of the draft's, or with --tokens\nbesides it; a zero byte ends a document; '-': "
+                "text to count instead of the draft's, or with --tokens besides it; a zero byte ends a document; '-': "
                 "stdin")},
       {UST_REAL("temperature", &o.temperature, "T", "of the draft's text, at least 0.01 [1.5]", 0.01, 1e30),
        .expected = "a finite number, 0.01 or more"},
@@ -177,8 +177,8 @@ int ust_cli_ngram(int argc, char **argv) {
       .command = "ngram",
       .usage = "ngram -m DRAFT [--tokens N] [--corpus FILE] -o FILE",
       .about = "Fits a Katz back-off trigram on text the draft writes, a corpus, or both; it drafts for the draft.",
-      .notes = "The draft's texts start from its end-of-text token and are up to 256 tokens long. The same command\n"
-               "writes the same file, whatever the number of threads. Stopped by Ctrl-C, it fits what it has so far,\n"
+      .notes = "The draft's texts start from its end-of-text token and are up to 256 tokens long. The same command "
+               "writes the same file, whatever the number of threads. Stopped by Ctrl-C, it fits what it has so far, "
                "unless FILE exists. Memory: up to 30 MB for each million tokens.",
       .example = "understudy ngram -m draft.gguf --tokens 5000000 -o draft.ngram",
   };

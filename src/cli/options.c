@@ -117,13 +117,34 @@ static bool store(const char *command, const ust_option *option, const char *val
 
 /* ---- help ---- */
 
-static void print_lines(const char *text, int indent) {
-  for (const char *line = text; *line;) {
-    int length = (int)strcspn(line, "\n");
-    printf("%*s%.*s\n", line == text ? 0 : indent, "", length, line);
-    line += length;
-    if (*line) line++;
+enum { WIDTH = 80 };
+
+/* Columns of a word in UTF-8, up to a blank. */
+static int word_columns(const char *word, size_t length) {
+  int columns = 0;
+  for (size_t i = 0; i < length; i++) columns += ((unsigned char)word[i] & 0xc0) != 0x80;
+  return columns;
+}
+
+/* Prints text from column `at` on, broken between words and at newlines, further lines from column `indent` on. */
+static void print_wrapped(const char *text, int at, int indent) {
+  for (const char *word = text; *word;) {
+    size_t length = strcspn(word, " \n");
+    int columns = word_columns(word, length);
+    bool first = word == text, newline = !first && word[-1] == '\n';
+    if (newline || (!first && at + 1 + columns > WIDTH)) {
+      printf("\n%*s", indent, "");
+      at = indent;
+    } else if (!first) {
+      putchar(' ');
+      at++;
+    }
+    printf("%.*s", (int)length, word);
+    at += columns;
+    word += length;
+    if (*word) word++;
   }
+  putchar('\n');
 }
 
 static void print_option(const ust_option *option) {
@@ -136,14 +157,19 @@ static void print_option(const ust_option *option) {
     printf("%-*s", COLUMN, left);
   else
     printf("%s\n%*s", left, COLUMN, "");
-  print_lines(option->help, COLUMN);
+  print_wrapped(option->help, COLUMN, COLUMN);
 }
 
 static void print_help(const ust_cli_help *help, const ust_option *options) {
-  printf("usage: understudy %s\n\n%s\n\n", help->usage, help->about);
+  printf("usage: understudy ");
+  print_wrapped(help->usage, 18, 18);
+  putchar('\n');
+  print_wrapped(help->about, 0, 0);
+  putchar('\n');
   for (const ust_option *option = options; option->name; option++) print_option(option);
   printf("  -h, --help              this text\n");
-  if (help->notes) printf("\n%s\n", help->notes);
+  if (help->notes) putchar('\n');
+  if (help->notes) print_wrapped(help->notes, 0, 0);
   printf("\nexample:\n  %s\n", help->example);
 }
 

@@ -212,7 +212,7 @@ static json_t *sampling_json(const understudy_sampling *sampling) {
 
 understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
-                                       bool identical, json_t *pieces, understudy_error *err) {
+                                       bool identical, json_t *answer, understudy_error *err) {
   understudy_engine_info info;
   understudy_engine_get_info(engine, &info);
   ust_isa isa = UST_ISA_SCALAR;
@@ -220,7 +220,7 @@ understudy_status ust_cli_write_report(const char *path, const understudy_engine
   ust_machine machine;
   understudy_status status = ust_measure_machine(ust_kernels_get(isa, NULL), info.threads, &machine, err);
   if (status != UNDERSTUDY_OK) {
-    json_decref(pieces);
+    json_decref(answer);
     return status;
   }
   bool has_plain = strcmp(results[0].name, mode_names[UNDERSTUDY_PLAIN]) == 0;
@@ -233,8 +233,7 @@ understudy_status ust_cli_write_report(const char *path, const understudy_engine
                 models->model, "architecture", info.architecture, "parameters", (json_int_t)info.parameters,
                 "weight_bytes", (json_int_t)info.weight_bytes, "draft", models->draft, "ngram", models->ngram,
                 "sampling", sampling_json(sampling), "modes", modes, "outputs_identical", (int)identical);
-  if (root && pieces) json_object_set(root, "pieces", pieces);
-  json_decref(pieces);
-  if (!root) return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the report cannot be written as JSON", path);
+  if (root && answer) json_object_update(root, answer);
+  json_decref(answer);
   return ust_cli_write_json(path, root, err);
 }

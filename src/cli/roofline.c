@@ -170,12 +170,12 @@ int ust_cli_roofline(int argc, char **argv) {
   const ust_option options[] = {
       {UST_TEXT("model", 'm', &o.models.model, "TARGET", "also time this model's passes by rows and context")},
       {UST_TEXT("bench", 0, &o.bench, "FILE",
-                "draw the dots of a 'bench --json' file,\nunder the roof measured in its run")},
+                "draw the dots of a 'bench --json' file, under the roof measured in its run")},
       {UST_TEXT("device", 0, &o.device_text, "DEVICE",
                 "beside it, draw another machine's roof:\n" UST_CLI_DEVICES "\nrtx4090: with the paper's dots")},
       {UST_FLAG("kernels", 0, &o.kernels, "time the matrix products of a GPT-2 Large pass (25 s)")},
       {UST_TEXT("output", 'o', &o.output, "FILE",
-                "the chart, .svg or .png [roofline.svg; none with only\n--json or --kernels]; its figures beside it as "
+                "the chart, .svg or .png [roofline.svg; none with only --json or --kernels]; its figures beside it as "
                 ".csv")},
       UST_OPTIONS_JSON(&o.json),
       UST_OPTIONS_MACHINE(&o.models),
@@ -186,7 +186,7 @@ int ust_cli_roofline(int argc, char **argv) {
       .command = "roofline",
       .usage = "roofline [-m TARGET] [--bench FILE] [--device DEVICE] [--kernels] [-o FILE]",
       .about = "Measures how fast this machine reads and multiplies, and draws its roofline chart (with gnuplot).",
-      .example = "understudy roofline -m gpt2-large/ --bench bench.json --device rtx4090 -o roofline.svg",
+      .example = "understudy roofline -m gpt2-large/ --bench bench.json --device rtx4090 \\\n    -o roofline.svg",
   };
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;

@@ -17,7 +17,8 @@ typedef struct output {
   bool tinted;
   int shown;          /* origin whose colour is on */
   char last;          /* byte written last */
-  json_t *pieces;     /* NULL: nobody wants them */
+  json_t *tokens;     /* the answer's ids; NULL: nobody wants them */
+  json_t *pieces;     /* the answer's text by who found it; NULL as well */
   ust_buffer waiting; /* bytes of a piece that ends inside a UTF-8 character */
   understudy_origin waiting_origin;
 } output;
@@ -62,7 +63,8 @@ static void flush_piece(output *out) {
 }
 
 /* A token whose last character goes on in the next one is one piece with it. */
-static void add_piece(output *out, const char *bytes, size_t length, understudy_origin origin) {
+static void add_piece(output *out, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
+  json_array_append_new(out->tokens, json_integer(token));
   if (out->waiting.size == 0) out->waiting_origin = origin;
   if (length == 0 || !ust_buffer_append(&out->waiting, bytes, length)) return;
   if (!unfinished(out->waiting.data, out->waiting.size)) flush_piece(out);
@@ -70,10 +72,9 @@ static void add_piece(output *out, const char *bytes, size_t length, understudy_
 
 /* Colour changes only where a token does not begin inside a UTF-8 character. */
 static bool write_token(void *user, int32_t token, const char *bytes, size_t length, understudy_origin origin) {
-  (void)token;
   output *out = user;
   ust_cli_sha256_add(&out->sha, bytes, length);
-  if (out->pieces) add_piece(out, bytes, length, origin);
+  if (out->pieces) add_piece(out, token, bytes, length, origin);
   bool inside = length && ((unsigned char)bytes[0] & 0xc0) == 0x80;
   if (out->tinted && out->shown != (int)origin && !inside) {
     fputs(tints[0], stdout);
@@ -145,6 +146,16 @@ static understudy_status feed_prompt(const understudy_engine *engine, understudy
   return status;
 }
 
+/* What ended the answer. */
+static const char *why_ended(const run_options *o, const understudy_engine *engine, const understudy_session *session,
+                             const understudy_stats *stats) {
+  understudy_engine_info info;
+  understudy_engine_get_info(engine, &info);
+  if (ust_cli_stopped()) return "stopped";
+  if (stats->tokens == (uint64_t)o->tokens) return "length";
+  return understudy_session_length(session) == (size_t)info.context ? "context" : "end of text";
+}
+
 static understudy_status report(const run_options *o, const understudy_engine *engine, understudy_session *session,
                                 output *out, understudy_error *err) {
   ust_prompt_result prompt;
@@ -159,8 +170,9 @@ static understudy_status report(const run_options *o, const understudy_engine *e
   ust_cli_sha256_finish(&out->sha, result.sha256);
   memcpy(prompt.sha256, result.sha256, sizeof prompt.sha256);
   if (out->waiting.size) flush_piece(out);
-  return ust_cli_write_report(o->json, engine, &o->models, &o->sampling, &result, 1, true, json_incref(out->pieces),
-                              err);
+  json_t *answer = json_pack("{s:s, s:O, s:O}", "ended", why_ended(o, engine, session, &result.stats), "tokens",
+                             out->tokens, "pieces", out->pieces);
+  return ust_cli_write_report(o->json, engine, &o->models, &o->sampling, &result, 1, true, answer, err);
 }
 
 /* Writes the answer; stopping it, even before it begins, is no failure. */
@@ -185,10 +197,12 @@ static understudy_status generate(const run_options *o, const understudy_engine 
 static understudy_status answer(const run_options *o, const understudy_engine *engine, understudy_session *session,
                                 const char *text, size_t length, understudy_error *err) {
   output out = {.tinted = ust_cli_color(o->color), .pieces = o->json ? json_array() : NULL};
+  if (o->json) out.tokens = json_array();
   ust_cli_sha256_start(&out.sha);
   understudy_status status = generate(o, engine, session, text, length, &out, err);
   if (status == UNDERSTUDY_OK && ust_cli_flush()) status = report(o, engine, session, &out, err);
   json_decref(out.pieces);
+  json_decref(out.tokens);
   ust_buffer_free(&out.waiting);
   return status;
 }
@@ -217,26 +231,27 @@ int ust_cli_run(int argc, char **argv) {
       UST_OPTIONS_SAMPLING(&o.sampling),
       {UST_CHOICE(
           "mode", &o.mode, "plain|speculative|staged",
-          "what drafts: nothing, the draft model, or all there is\n[staged]; it changes the speed, never the text")},
+          "what drafts: nothing, the draft model, or all there is [staged]; it changes the speed, never the text")},
       {UST_TEXT("file", 'f', &o.file, "FILE", "read the prompt from a file ('-': standard input)")},
       UST_OPTIONS_CONTEXT(&o.models),
       UST_OPTIONS_MACHINE(&o.models),
       UST_OPTIONS_JSON(&o.json),
       {UST_FLAG("color", 0, &o.color,
-                "tint tokens by who found them, as on a terminal\nwithout NO_COLOR: green draft, cyan n-gram, yellow "
-                "context")},
+                "tint tokens by who found them, even in a pipe or with NO_COLOR (on a terminal the default): green "
+                "draft, cyan n-gram, yellow context, the target's own plain")},
       {UST_FLAG("explain", 0, &o.explain, "a line on stderr for each step: what was planned and what came of it")},
       UST_OPTIONS_QUIET(&o.quiet),
       UST_OPTIONS_END,
   };
   const ust_cli_help help = {
       .command = "run",
-      .usage = "run -m TARGET [-d DRAFT] [--ngram FILE] [options] [PROMPT | -f FILE | < FILE]",
+      .usage = "run -m TARGET [-d DRAFT] [--ngram FILE] [options]\n[PROMPT | -f FILE | < FILE]",
       .about = "Continues the prompt and prints what follows it. Drafts make it faster and never change a byte.",
-      .notes = "An empty prompt starts a text from the model's end-of-text token. A prompt that begins with '-'\n"
-               "goes after '--'. Ctrl-C while it reads the prompt or writes stops it,\n"
+      .notes = "The text ends after -n tokens, at the model's end-of-text token, or when the context is full. An empty "
+               "prompt starts a text from the model's end-of-text token. A prompt that begins with '-' "
+               "goes after '--'. Ctrl-C while it reads the prompt or writes stops it, "
                "prints the figures and exits 0.",
-      .example = "understudy run -m gpt2-large/ -d draft.gguf --ngram draft.ngram -n 128 \"def fibonacci(n):\"",
+      .example = "understudy run -m gpt2-large/ -d draft.gguf -n 128 \"def fibonacci(n):\"",
   };
   int code;
   char *text;

@@ -121,6 +121,7 @@ bool ust_cli_flush(void) {
 int ust_cli_finish(int code) {
   ust_cli_progress_clear();
   if (ust_cli_flush()) return code;
+  if (errno == EPIPE) return UST_EXIT_FAILURE; /* who reads no more wants to hear nothing either */
   fprintf(stderr, "understudy: standard output: cannot write: %s\n", strerror(errno));
   return UST_EXIT_FAILURE;
 }

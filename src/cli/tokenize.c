@@ -2,6 +2,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 
@@ -39,6 +40,7 @@ static int decode(const ust_tokenizer *tokenizer, const char *text, bool print) 
     if (print) fwrite(bytes, 1, length, stdout);
     at = end;
   }
+  if (print && isatty(STDOUT_FILENO)) putchar('\n');
   return print ? UST_EXIT_OK : decode(tokenizer, text, true);
 }
 
@@ -60,7 +62,7 @@ int ust_cli_tokenize(int argc, char **argv) {
   bool back = false, special = false;
   const ust_option options[] = {
       {UST_TEXT("model", 'm', &model, "MODEL",
-                "a GGUF file, or a directory with tokenizer.json or\nvocab.json + merges.txt"),
+                "a GGUF file, or a directory with tokenizer.json or vocab.json + merges.txt"),
        .required = true},
       {UST_TEXT("file", 'f', &file, "FILE", "the text ('-': standard input)")},
       {UST_FLAG("decode", 0, &back, "read ids, write the bytes they stand for")},

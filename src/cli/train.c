@@ -66,6 +66,11 @@ int ust_train_cli_run(ust_train_cli *cli) {
   if (status == UNDERSTUDY_OK) status = ust_cli_machine(&cli->machine, &o->kernels, &o->threads, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
   o->tokenizer = tokenizer;
+  if (status == UNDERSTUDY_OK && o->teacher && !ust_train_starts_as_teacher(o)) {
+    const ust_config *c = ust_weights_config(o->teacher);
+    ust_cli_note("the draft starts at random: to start as the teacher it has to be at most %d wide, its heads %d",
+                 c->width, c->width / c->heads);
+  }
   ust_cli_progress(NULL, "reading the text, first step", 0, 1);
   if (status == UNDERSTUDY_OK) status = ust_train(o, &err);
   ust_tokenizer_free(tokenizer);
@@ -86,16 +91,15 @@ int ust_cli_train(int argc, char **argv) {
   static const ust_cli_help help = {
       .command = "train",
       .usage = "train --corpus FILE --tokenizer PATH -o OUT.gguf [options]",
-      .about = "Trains a GPT-2 on a text file whose documents are separated by zero bytes. Stopped or killed, the\n"
+      .about = "Trains a GPT-2 on a text file whose documents are separated by zero bytes. Stopped or killed, the "
                "same command goes on from the checkpoint with the same bits.",
-      .notes = "Training windows are 256 tokens long and lie at random positions of the context. A run may be made\n"
+      .notes = "Training windows are 256 tokens long and lie at random positions of the context. A run may be made "
                "longer or shorter on its way: the rate falls towards the new --steps from then on.",
-      .example = "understudy train --corpus train.txt --tokenizer gpt2/ --checkpoint run.ckpt "
-                 "-o small.gguf"};
+      .example = "understudy train --corpus train.txt --tokenizer gpt2/ \\\n    --checkpoint run.ckpt -o small.gguf"};
   ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(320, 10, 5);
   const ust_option options[] = {
-      UST_TRAIN_CLI_OPTIONS(&cli, 320, 10, 5),
       {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "a GGUF file or a Hugging Face directory"), .required = true},
+      UST_TRAIN_CLI_OPTIONS(&cli, 320, 10, 5),
       UST_OPTIONS_END,
   };
   int code;

@@ -28,11 +28,11 @@ typedef struct ust_train_cli {
       {UST_TEXT("output", 'o', &(c)->options.output, "OUT.gguf", "the model to write"), .required = true},             \
       {UST_CHOICE("type", &(c)->type, "q8_0|bf16|f16|f32", "of its matrices [q8_0]")},                                 \
       {UST_TEXT("checkpoint", 0, &(c)->options.checkpoint, "FILE",                                                     \
-                "written every two minutes and when stopped, gone on\nfrom when it exists [OUT.gguf.ckpt, removed at the end]")},                           \
+                "written every two minutes and when stopped, gone on from when it exists [OUT.gguf.ckpt, removed at the end]")},                           \
       {UST_TEXT("log", 0, &(c)->options.log, "FILE", "write each step's loss as CSV")},                                \
       {UST_INT("width", 0, &(c)->options.width, "N", "of the model, divisible by 32 [" #width_ "]", 32, 16384)},                     \
       {UST_INT("layers", 0, &(c)->options.layers, "N", "of the model [" #layers_ "]", 1, 1024)},                                      \
-      {UST_INT("heads", 0, &(c)->options.heads, "N", "of the model; their size is divisible by 32 [" #heads_ "]", 1, 512)},          \
+      {UST_INT("heads", 0, &(c)->options.heads, "N", "of the model; their size, width / heads, is divisible by 32 [" #heads_ "]", 1, 512)},          \
       {UST_INT("context", 0, &(c)->options.context, "N", "positions the model has [1024]", UST_TRAIN_WINDOW, 65536)},  \
       {UST_INT("steps", 0, &(c)->options.steps, "N", "updates of the weights [1000]", 1, 100000000)},                  \
       {UST_INT("batch", 0, &(c)->options.batch, "TOKENS", "of one step [16384]", UST_TRAIN_WINDOW, 16777216)},         \

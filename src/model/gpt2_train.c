@@ -189,8 +189,12 @@ static understudy_status check_shape(const ust_config *c, int window, int max_se
     int value;
   } divisible[] = {{"width", c->width},
                    {"feed-forward width", c->feed_forward},
-                   {"head size", c->heads > 0 && c->width % c->heads == 0 ? c->width / c->heads : 0},
+                   {"head size", c->heads > 0 ? c->width / c->heads : 0},
                    {"tokens of a micro-batch", window * max_sequences}};
+  if (c->heads > 0 && c->width % c->heads != 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "training a model of width %d: found %d heads, expected a divisor of the width", c->width,
+                     c->heads);
   for (size_t i = 0; i < sizeof divisible / sizeof *divisible; i++)
     if (divisible[i].value <= 0 || divisible[i].value % 32 != 0)
       return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
@@ -284,7 +288,8 @@ static void pack_candidates(const ust_gpt2_train *m, int block) {
   linear->forward.rows = linear->backward.cols = UST_ROUND_UP(count, UST_PANEL);
   for (int i = 0; i < linear->forward.rows; i++)
     if (i < count)
-      memcpy(rows + (size_t)i * w, ust_train_value(m, UST_TOKENS) + (size_t)m->candidate[first + i] * w, w * sizeof *rows);
+      memcpy(rows + (size_t)i * w, ust_train_value(m, UST_TOKENS) + (size_t)m->candidate[first + i] * w,
+             w * sizeof *rows);
     else
       memset(rows + (size_t)i * w, 0, w * sizeof *rows);
   for (int way = 0; way < (m->trains ? 2 : 1); way++) pack_linear(m, linear, rows, way);

@@ -79,7 +79,8 @@ static void look_at_sample(inheritance *of) {
   }
 }
 
-static understudy_status look_at_teacher(inheritance *of, const ust_train_run *run, int32_t *ids, understudy_error *err) {
+static understudy_status look_at_teacher(inheritance *of, const ust_train_run *run, int32_t *ids,
+                                         understudy_error *err) {
   const ust_train_options *o = run->options;
   int sequences = of->from->max_sequences;
   size_t w = (size_t)of->wide, tokens = (size_t)sequences * UST_TRAIN_WINDOW;
@@ -133,8 +134,7 @@ static void orthonormalise(double *q, size_t count, size_t n) {
 /* The leading eigenvectors of `moments`, largest first, as rows q[width][wide], by subspace iteration. */
 static void find_subspace(const inheritance *of, uint64_t seed, double *q, double *product) {
   size_t w = (size_t)of->wide, d = (size_t)of->width;
-  for (size_t i = 0; i < d * w; i++)
-    q[i] = (double)(int64_t)ust_train_hash(seed, STREAM_BASIS, i) * 0x1p-63;
+  for (size_t i = 0; i < d * w; i++) q[i] = (double)(int64_t)ust_train_hash(seed, STREAM_BASIS, i) * 0x1p-63;
   orthonormalise(q, d, w);
   for (int round = 0; round < ROUNDS; round++) {
 #pragma omp parallel for num_threads(of->to->threads)
@@ -299,6 +299,11 @@ static void write_draft(inheritance *of) {
 static bool can_inherit(const ust_config *from, const ust_config *to) {
   return to->width <= from->width && to->heads <= from->heads && to->feed_forward <= from->feed_forward &&
          to->width * from->heads == from->width * to->heads;
+}
+
+bool ust_train_starts_as_teacher(const ust_train_options *o) {
+  const ust_config draft = {.width = o->width, .heads = o->heads, .feed_forward = 4 * o->width};
+  return can_inherit(ust_weights_config(o->teacher), &draft);
 }
 
 understudy_status ust_train_inherit(ust_train_run *run, understudy_error *err) {

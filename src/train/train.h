@@ -43,6 +43,8 @@ typedef struct ust_train_options {
   void *user;
 } ust_train_options;
 
+/* Does the shape allow that a draft starts as its teacher made smaller: heads of its size, and nothing wider? */
+bool ust_train_starts_as_teacher(const ust_train_options *options);
 /* Trains and writes the output. CANCELLED when stopped: the checkpoint then holds the last whole step. */
 understudy_status ust_train(const ust_train_options *options, understudy_error *err);
 

@@ -86,8 +86,11 @@ static understudy_status read_count(reader *r, const char *field, uint64_t most,
 static understudy_status read_preamble(reader *r, uint64_t *tensors, uint64_t *keys) {
   UST_TRY(need(r, 4, "magic"));
   if (memcmp(r->bytes, "GGUF", 4) != 0)
-    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: magic: found \"%.4s\", expected \"GGUF\"", r->file->path,
-                     (const char *)r->bytes);
+    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: magic: found \"%.4s\"%s, expected \"GGUF\"", r->file->path,
+                     (const char *)r->bytes,
+                     memcmp(r->bytes, "USTN", 4) == 0   ? " (an n-gram file)"
+                     : memcmp(r->bytes, "USTT", 4) == 0 ? " (a checkpoint of training)"
+                                                        : "");
   r->at = 4;
   uint32_t version;
   UST_TRY(read_u32(r, "version", &version));
@@ -233,8 +236,9 @@ static understudy_status read_tensor(reader *r, uint64_t index, uint64_t alignme
   UST_TRY(read_type(r, field, &tensor.type));
   UST_TRY(read_u64(r, field, &tensor.offset));
   if (tensor.cols % (uint64_t)ust_type_block(tensor.type))
-    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: %s: found rows of %" PRIu64 ", expected a multiple of %d for %s",
-                     r->file->path, field, tensor.cols, ust_type_block(tensor.type), tensor_types[tensor.type]);
+    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT,
+                     "%s: %s: found rows of %" PRIu64 ", expected a multiple of %d for %s", r->file->path, field,
+                     tensor.cols, ust_type_block(tensor.type), tensor_types[tensor.type]);
   uint64_t elements;
   if (!ust_mul(tensor.rows, tensor.cols, &elements) || !ust_weights_bytes(tensor.type, elements, &tensor.bytes))
     return bad(r, field, "dimensions whose product does not fit 64 bits", "smaller ones");

@@ -42,6 +42,7 @@ yes '{"prompt": "hello"}' | head -100000 >many.jsonl
 sleep 1
 kill -INT $!
 wait $!
-echo "exit $?, stdout $(wc -c <stdout): $(cat stderr)"
+echo "exit $?: $(cat stderr)"
+sed -En '/^[1-9][0-9]* prompts, /s/^[0-9]+/some/p; /^(mode|plain|staged|texts)/s/ .*//p' stdout # of those it had finished
 find . -name 'never*'
 exit 0

@@ -29,8 +29,8 @@ done
 run -n 60 --json report.json --temperature 2 --seed 2 hi >text 2>/dev/null
 sed -n 's/^   "text": "\(.*\)",$/\1/p' report.json | while IFS= read -r piece; do printf %b "$piece"; done | tr -dc ' -~\n' |
   cmp - <(tr -dc ' -~\n' <text) && echo "the pieces are the text"
-sed -E 's/"(depth|ranks|rows|pieces)": \[\]/"\1": […]/
-        /"(depth|ranks|rows|pieces)": \[$/,/^ +\]/{s/\[$/[…]/; t; s/^ +\],$/,/; t; d}' report.json | grep -vx , |
+sed -E 's/"(depth|ranks|rows|pieces|tokens)": \[\]/"\1": […]/
+        /"(depth|ranks|rows|pieces|tokens)": \[$/,/^ +\]/{s/\[$/[…]/; t; s/^ +\],$/,/; t; d}' report.json | grep -vx , |
   sed -E 's/[0-9]+\.[0-9]+(e[-+]?[0-9]+)?/X/; s/("(isa|path|text_sha256)"): ".*"/\1: "…"/; s/(…\]),?/\1/
         s/("(threads|tokens|target_passes|draft|ngram|context)"): [0-9]+/\1: N/; s/("bytes_vs_plain"): .*,/\1: …,/'
 
