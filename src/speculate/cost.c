@@ -89,9 +89,12 @@ static void keep_only(ust_cost *cost, const int *order, int count) {
   cost->points = kept;
 }
 
-/* A pass of more rows never costs less: what a curve says otherwise is a disturbance. */
+/* A pass of more rows never costs less, nor more than as many passes of one: what a curve says otherwise is a
+ * disturbance. */
 static void flatten(ust_cost *cost) {
   for (int i = cost->points - 1; i > 0; i--) cost->seconds[i - 1] = UST_MIN(cost->seconds[i - 1], cost->seconds[i]);
+  for (int i = 1; i < cost->points; i++)
+    cost->seconds[i] = UST_MIN(cost->seconds[i], cost->rows[i] * cost->seconds[0]);
 }
 
 void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,

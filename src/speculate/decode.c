@@ -204,6 +204,7 @@ static int best_leaf(const ust_tree *tree, int deepest, const ust_shape *shape) 
  * expected tokens - rate * seconds largest. Returns their number; nodes[row] is the tree node of a row. */
 static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   const double fade = 0.05; /* of a row's price a step, as far as rows are missed */
+  enum { PATIENCE = 8 };    /* steps without any before that */
   ust_tree *tree = &d->tree;
   ust_text_stage *text = text_stage(d);
   ust_tree_start(tree, d->history.tokens[d->history.count - 1]);
@@ -240,7 +241,8 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   double last = best > 1 ? (double)tree->nodes[nodes[best - 1]].reach : HUGE_VAL;
   double another = best < UST_TARGET_ROWS ? price[best + 1] - price[best] : HUGE_VAL;
   ust_planner_observe_row(&d->planner, UST_MIN(last, another));
-  if (best == 1) ust_cost_fade_rows(&d->planner.target_cost, fade * missed);
+  d->planner.single = best == 1 ? d->planner.single + 1 : 0;
+  if (d->planner.single > PATIENCE) ust_cost_fade_rows(&d->planner.target_cost, fade * missed);
   d->report.expected_tokens += best_expected;
   d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best);
   for (int row = best; row < count; row++) tree->nodes[nodes[row]].row = -1;

@@ -10,14 +10,7 @@
 #include "speculate/cost.h"
 #include "speculate/tree.h"
 
-enum {
-  UST_TARGET_ROWS = 64,
-  UST_DRAFT_ROWS = 24,
-  UST_CANDIDATES = 6,
-  UST_GAPS = 10,
-  UST_ORDERS = 5,
-  UST_KNOWN = 5
-};
+enum { UST_TARGET_ROWS = 64, UST_DRAFT_ROWS = 24, UST_CANDIDATES = 6, UST_GAPS = 10, UST_ORDERS = 5, UST_KNOWN = 5 };
 
 /* How often candidates of one kind were the target's choice. Old observations fade, and the prior with them. */
 typedef struct ust_record {
@@ -34,13 +27,14 @@ void ust_record_fade(ust_record *record);
 typedef struct ust_planner {
   ust_shape shape; /* a fixed one for experiments: nothing is weighed then */
   ust_cost target_cost, draft_cost;
-  double tokens, seconds;  /* lately; their ratio is the rate */
-  double row;              /* tokens that one more row of the target's passes cost lately; 0: none yet */
-  ust_record draft_covers; /* the target's choice was among the draft's candidates */
+  double tokens, seconds;          /* lately; their ratio is the rate */
+  double row;                      /* tokens that one more row of the target's passes cost lately; 0: none yet */
+  int single;                      /* target passes of one row since the last of more */
+  ust_record draft_covers;         /* the target's choice was among the draft's candidates */
   ust_record evaluated[UST_KNOWN]; /* it was in the pass, after a token the draft evaluated; [what was known before] */
-  ust_record text_covers;  /* the same of the text stage's */
-  ust_record unconfirmed;  /* the text stage proposed it, the draft evaluated its parent and did not */
-  ust_record draft_hits[2][UST_CANDIDATES][UST_GAPS]; /* [the text stage proposed it, too] */
+  ust_record text_covers;          /* the same of the text stage's */
+  ust_record unconfirmed;          /* the text stage proposed it, the draft evaluated its parent and did not */
+  ust_record draft_hits[2][UST_CANDIDATES][UST_GAPS];            /* [the text stage proposed it, too] */
   ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order]; order 0: learned from logits */
 } ust_planner;
 
