@@ -8,7 +8,8 @@
  * Every function that can fail returns an understudy_status and takes, last, an understudy_error owned by the
  * caller (NULL allowed) that receives one line saying what was found and what was expected. NULL where an object or a
  * place for a result is required is UNDERSTUDY_ERROR_ARGUMENT, and on failure objects to be created are NULL. The library
- * never exits, aborts, prints or reads the environment. */
+ * never exits, aborts, prints or reads the environment; its OpenMP runtime does end the process when threads cannot be
+ * started. Calls need 256 kB of stack. */
 #ifndef UNDERSTUDY_H
 #define UNDERSTUDY_H
 
@@ -56,8 +57,8 @@ typedef struct understudy_engine_options {
   const char *isa;    /* "scalar", "avx2", "avx512", "amx"; NULL: the best this machine has */
   int threads;        /* 0: the physical cores this process may use */
   int context;        /* tokens a session may hold; 0: the target's own */
-  const char *cache;  /* a directory for small files that keep what was measured on this machine, so that sessions need
-                         not measure again; whatever is wrong with it is no error; NULL: none */
+  const char *cache;  /* an existing directory for small files that keep what passes cost on this machine, with which
+                         later sessions' measurements are averaged; whatever is wrong with it is no error; NULL: none */
   understudy_progress_fn progress; /* may be NULL */
   void *user;
 } understudy_engine_options;
@@ -125,10 +126,11 @@ typedef struct understudy_sampling {
 } understudy_sampling;
 
 /* Creates a session. `sampling` NULL: greedy. All memory it needs is allocated here; unless the mode is plain, it also
- * times a few passes of the models, for 0.3 seconds at most. */
+ * times a few passes of the models, for about 0.3 seconds (longer on a busy machine). A session is made to be reset. */
 UNDERSTUDY_API understudy_status understudy_session_create(const understudy_engine *engine, understudy_mode mode,
                                                            const understudy_sampling *sampling,
                                                            understudy_session **session, understudy_error *err);
+/* Frees a session. NULL is allowed. */
 UNDERSTUDY_API void understudy_session_close(understudy_session *session);
 
 /* Forgets the text (statistics and what the planner has learned of costs and acceptance stay) and, when
@@ -161,7 +163,8 @@ UNDERSTUDY_API understudy_status understudy_session_prompt(understudy_session *s
 UNDERSTUDY_API size_t understudy_session_length(const understudy_session *session);
 
 /* Generates up to `max_tokens` tokens, fewer at a full context, when `token` returns true, or else at the end token
- * (which is not reported). The timeline must hold at least one token. *generated (NULL allowed) receives their number. */
+ * (which is not reported). The timeline must hold at least one token: to start a text from nothing, prompt with the end
+ * token. *generated (NULL allowed) receives their number. */
 UNDERSTUDY_API understudy_status understudy_session_generate(understudy_session *session, int max_tokens,
                                                              understudy_token_fn token, void *user,
                                                              int *generated, understudy_error *err);
@@ -178,6 +181,7 @@ typedef struct understudy_stats {
 
 /* Fills *stats (a NULL session's are zero). */
 UNDERSTUDY_API void understudy_session_get_stats(const understudy_session *session, understudy_stats *stats);
+/* Sets all sums to zero. NULL is allowed. */
 UNDERSTUDY_API void understudy_session_reset_stats(understudy_session *session);
 
 /* Natural-log probability the target gives each of tokens[1 … count-1] after those before it, in windows of

@@ -160,7 +160,7 @@ def print_tables(result):
 
 INTRODUCTION = """# Beside the peers
 
-Made by `scripts/compare` from what it measured; not edited by hand. Run that one command to make it anew.
+Made by `scripts/compare` from what it measured; not edited by hand. The commands at its end make it anew.
 
 Every engine has the same weights, prompts and number of threads, and its own process; they answer in turn, one prompt
 in one mode at a time, greedily where nothing else is said. *tokens/s* is decoding alone, the median over the answers; the time until the

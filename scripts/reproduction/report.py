@@ -26,6 +26,8 @@ class Report(Ablations):
             if file.endswith(("-greedy.json", "-sampled.json")) and not file.startswith("answers"):
                 self.benches[file[:-5]] = data.load(os.path.join(records, file))
         self.answers = {how: data.load(os.path.join(records, f"answers-{how}.json")) for how in HOW}
+        penalised = os.path.join(records, "answers-penalised.json")
+        self.penalised = data.load(penalised) if os.path.exists(penalised) else []
         self.main = {how: self.benches[f"main-{how}"] for how in HOW}
         self.parts = []
 

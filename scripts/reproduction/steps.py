@@ -20,6 +20,8 @@ PROMPTS = "data/humaneval/HumanEval.jsonl.gz"
 LARGE = "build/pycode-gpt2-large.gguf"
 PART = 20  # prompts measured in one go
 SAMPLING = {"greedy": [], "sampled": ["--temperature", "1", "--top-k", "50"]}
+# Greedy text of a young model repeats itself; with this it cannot go on for ever.
+PENALTY = ["--frequency-penalty", "0.1"]
 # Without noise there is none to share, and 'likeliest' and 'independent' are what staged does anyway.
 VARIANTS = {"greedy": "chain,tree,no-context,context",
             "sampled": "chain,tree,no-context,context,likeliest,independent"}
@@ -90,6 +92,7 @@ class Experiment:
             self.tasks = [json.loads(line) for line in file]
         self.prompts = spread(range(len(self.tasks)), a.prompts)
         self.some = spread(self.prompts, a.some)
+        self.penalised = spread(self.prompts, min(a.prompts, 3 * a.some))
         files = [self.small_target, a.model, self.draft, self.small_draft, self.ngram]
         config = [[stamp(f) for f in files if f], self.prompts, self.some, a.tokens, a.ngram_tokens]
         self.key = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]
@@ -119,6 +122,7 @@ class Experiment:
             count = 2 + VARIANTS[how].count(",") + 1
             out += self.bench_steps("variants", how, self.some, self.target, self.draft, self.ngram, count,
                                     ["--variants", VARIANTS[how]])
+        out += self.bench_steps("penalised", "greedy", self.penalised, self.target, self.draft, self.ngram, 2, PENALTY)
         for how in SAMPLING:
             if self.small_draft:
                 out += self.bench_steps("small", how, self.some, self.target, self.small_draft, self.ngram, 2)
@@ -131,8 +135,10 @@ class Experiment:
         for how in SAMPLING if self.small_target else ():
             out += self.bench_steps("own", how, self.prompts, self.small_target, self.draft, self.ngram, 2, speed=8)
         for how in SAMPLING:
-            out.append((f"answers, {how}", self.path(f"answers-{how}.json"), self.answer_seconds(),
-                        lambda how=how: self.answers(how)))
+            out.append((f"answers, {how}", self.path(f"answers-{how}.json"), self.answer_seconds(len(self.some) + 3),
+                        lambda how=how: self.answers(f"answers-{how}", self.told(how), SAMPLING[how])))
+        out.append(("answers, penalised", self.path("answers-penalised.json"), self.answer_seconds(len(self.penalised)),
+                    lambda: self.answers("answers-penalised", self.penalised, PENALTY)))
         out.append(("roofline", self.path("roofline.svg"), 5, self.roofline))
         return out
 
@@ -148,8 +154,8 @@ class Experiment:
             out.append((title, self.path(part + ".json"), seconds, run))
         return out
 
-    def answer_seconds(self):
-        return (len(self.some) + 3) * (5 + (self.a.tokens / (3 * self.rate) if self.rate else 0))
+    def answer_seconds(self, count):
+        return count * (5 + (self.a.tokens / (3 * self.rate) if self.rate else 0))
 
     # ---- doing it ----
 
@@ -190,22 +196,26 @@ class Experiment:
         if code != 0 and not os.path.exists(self.path(part + ".json")):  # texts that differ leave a file that says so
             sys.exit(f"reproduce: bench '{part}' failed; the same command goes on from here")
 
-    def answers(self, how):
-        """The texts themselves, with who found each token: of some prompts, and the best, median and worst."""
+    def told(self, how):
+        """The prompts whose answers are kept: some, and the best, median and worst."""
         bench = self.joined(f"main-{how}")
         order = sorted((ratio, i) for i, (ratio, _) in data.per_prompt(bench, "staged").items())
         ends = [order[-1][1], order[len(order) // 2][1], order[0][1]] if order else []
+        return sorted(set(self.some) | set(ends))
+
+    def answers(self, name, prompts, sampling):
+        """The texts themselves, with who found each token."""
         out = []
-        for i in sorted(set(self.some) | set(ends)):
+        for i in prompts:
             with open(self.path("prompt.txt"), "w", encoding="utf-8") as file:
                 file.write(self.tasks[i]["prompt"])
             self.must("run", "-q", "-m", self.target, "-d", self.draft, "--ngram", self.ngram, "-n", self.a.tokens,
-                      *SAMPLING[how], "-f", self.path("prompt.txt"), "--json", self.path("run.json"))
+                      *sampling, "-f", self.path("prompt.txt"), "--json", self.path("run.json"))
             run = data.load(self.path("run.json"))
             out.append({"prompt": i, "task": self.tasks[i]["task_id"], "function": self.tasks[i]["entry_point"],
                         "prompt_text": self.tasks[i]["prompt"], "text_sha256": run["modes"][0]["text_sha256"],
                         "pieces": [[p["text"], p["from"]] for p in run.get("pieces", [])]})
-        data.save(self.path(f"answers-{how}.json"), out)
+        data.save(self.path(name + ".json"), out)
 
     def roofline(self):
         data.save(self.path("main-greedy.json"), self.joined("main-greedy"))
@@ -215,7 +225,8 @@ class Experiment:
     # ---- the whole ----
 
     def joined(self, name):
-        prompts = self.prompts if re.match("main|own", name) else self.some
+        prompts = self.prompts if re.match("main|own", name) else self.penalised if name.startswith("penalised") \
+            else self.some
         groups = [prompts[i:i + PART] for i in range(0, len(prompts), PART)]
         return data.merge([data.load(self.path(f"{name}-{n + 1}.json")) for n in range(len(groups))], groups)
 
@@ -266,10 +277,10 @@ class Experiment:
         os.makedirs(records, exist_ok=True)
         os.makedirs(figures, exist_ok=True)
         names = sorted({re.sub(r"-\d+\.json$", "", f) for f in os.listdir(self.state)
-                        if re.fullmatch(r"(main|variants|small|random|ngram-\d+|own)-(greedy|sampled)-\d+\.json", f)})
+                        if re.fullmatch(r"(main|variants|penalised|small|random|ngram-\d+|own)-(greedy|sampled)-\d+\.json", f)})
         for name in names:
             data.save(os.path.join(records, name + ".json"), self.joined(name))
-        for name in ("answers-greedy.json", "answers-sampled.json"):
+        for name in ("answers-greedy.json", "answers-sampled.json", "answers-penalised.json"):
             data.save(os.path.join(records, name), data.load(self.path(name)))
         for name in ("roofline.svg", "roofline.csv"):
             with open(self.path(name), "rb") as source, open(os.path.join(figures, name), "wb") as copy:

@@ -110,6 +110,17 @@ bool ust_same_place(const char *a, const char *b);
 /* The last part of `path` if it names a place in `directory`, else NULL. */
 const char *ust_name_in(const char *path, const char *directory);
 
+/* ---- hash ---- */
+
+#define UST_HASH_START UINT64_C(0xcbf29ce484222325)
+/* 64-bit FNV-1a (Fowler, Noll, Vo) of `size` more bytes; begins with UST_HASH_START. Every step is a bijection of the
+ * hash, so any one changed byte changes it. */
+static inline uint64_t ust_hash(uint64_t hash, const void *data, size_t size) {
+  const unsigned char *bytes = data;
+  for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
+  return hash;
+}
+
 /* ---- clock ---- */
 
 uint64_t ust_clock_ns(void); /* monotonic */

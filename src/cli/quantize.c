@@ -1,14 +1,8 @@
 /* understudy quantize: rewrites a model as a GGUF file of another weight type, a few rows at a time, with the
- * vocabulary in it. Vectors (gains, biases) stay F32, and so do the position embeddings: they are few, and added,
- * not multiplied. */
+ * vocabulary in it. */
 #include "cli/cli.h"
 
 enum { CHUNK_FLOATS = 1 << 20 };
-
-static ust_type type_for(const ust_tensor *tensor, ust_type wanted) {
-  if (tensor->rows == 1) return UST_TYPE_F32;
-  return strcmp(tensor->name, "position_embd.weight") == 0 ? UST_TYPE_F32 : wanted;
-}
 
 static understudy_status copy_tensor(const ust_weights *weights, const ust_tensor *tensor, ust_gguf_writer *writer,
                                      float *rows, uint64_t chunk, understudy_error *err) {
@@ -25,11 +19,12 @@ static understudy_status copy_tensors(const ust_weights *weights, ust_gguf_write
   uint64_t widest = 1, done = 0, total = 0;
   for (size_t i = 0; i < ust_weights_count(weights); i++) {
     const ust_tensor *tensor = ust_weights_tensor(weights, i);
-    if (tensor->cols % (uint64_t)ust_type_block(type_for(tensor, type)))
+    if (tensor->cols % (uint64_t)ust_type_block(ust_gguf_type(tensor->name, tensor->rows, type)))
       return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
                        "%s: %s: found rows of %llu, expected a multiple of 32 for %s", ust_weights_path(weights),
-                       tensor->name, (unsigned long long)tensor->cols, ust_type_name(type_for(tensor, type)));
-    ust_gguf_declare(writer, tensor->name, type_for(tensor, type), tensor->rows, tensor->cols);
+                       tensor->name, (unsigned long long)tensor->cols,
+                       ust_type_name(ust_gguf_type(tensor->name, tensor->rows, type)));
+    ust_gguf_declare(writer, tensor->name, ust_gguf_type(tensor->name, tensor->rows, type), tensor->rows, tensor->cols);
     widest = UST_MAX(widest, tensor->cols);
     total += tensor->rows * tensor->cols;
   }

@@ -113,7 +113,7 @@ static understudy_status write_measured(const char *path, const ust_kernels *ker
 static bool print_product(void *user, const ust_product_cost *cost) {
   (void)user;
   if (cost->rows == 1)
-    printf("\n%s %s, %d x %d; the machine just before: %.1f GB/s, %.2f TFLOP/s\n"
+    printf("\n%s %s, %d x %d; the machine just before: %.1f GB/s, %.2f TFLOP/s (not of integers)\n"
            "  rows        ms      GB/s   TFLOP/s   of bound\n",
            cost->format, cost->shape, cost->inputs, cost->outputs, cost->machine.read_gb_per_s,
            cost->machine.peak_tflop_per_s);

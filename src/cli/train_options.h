@@ -16,23 +16,33 @@ typedef struct ust_train_cli {
   bool quiet;
 } ust_train_cli;
 
-#define UST_TRAIN_CLI_DEFAULTS(width_, layers_, heads_)                                                       \
-  {.options = {.width = width_, .layers = layers_, .heads = heads_, .context = 1024, .steps = 1000,           \
-               .batch = 16384, .rate = 1e-3f, .seed = 1},                                                     \
-   .type = "q8_0"}
+#define UST_TRAIN_CLI_DEFAULTS(width_, layers_, heads_)                                                                \
+  {                                                                                                                    \
+    .options = {.width = width_,                                                                                       \
+                .layers = layers_,                                                                                     \
+                .heads = heads_,                                                                                       \
+                .context = 1024,                                                                                       \
+                .steps = 1000,                                                                                         \
+                .batch = 16384,                                                                                        \
+                .rate = 1e-3f,                                                                                         \
+                .seed = 1},                                                                                            \
+    .type = "q8_0"                                                                                                     \
+  }
 
 /* The shape's defaults, as in UST_TRAIN_CLI_DEFAULTS, are for help. */
-#define UST_TRAIN_CLI_OPTIONS(c, width_, layers_, heads_)                                                                                       \
+#define UST_TRAIN_CLI_OPTIONS(c, width_, layers_, heads_)                                                              \
   {UST_TEXT("corpus", 0, &(c)->options.corpus, "FILE", "the text to learn"), .required = true},                        \
       {UST_TEXT("heldout", 0, &(c)->options.heldout, "FILE", "text to measure the loss on")},                          \
       {UST_TEXT("output", 'o', &(c)->options.output, "OUT.gguf", "the model to write"), .required = true},             \
       {UST_CHOICE("type", &(c)->type, "q8_0|bf16|f16|f32", "of its matrices [q8_0]")},                                 \
       {UST_TEXT("checkpoint", 0, &(c)->options.checkpoint, "FILE",                                                     \
-                "written every two minutes and when stopped, gone on from when it exists [OUT.gguf.ckpt, removed at the end]")},                           \
+                "written every two minutes and when stopped, gone on from when it exists [OUT.gguf.ckpt, removed at "  \
+                "the end]")},                                                                                          \
       {UST_TEXT("log", 0, &(c)->options.log, "FILE", "write each step's loss as CSV")},                                \
-      {UST_INT("width", 0, &(c)->options.width, "N", "of the model, divisible by 32 [" #width_ "]", 32, 16384)},                     \
-      {UST_INT("layers", 0, &(c)->options.layers, "N", "of the model [" #layers_ "]", 1, 1024)},                                      \
-      {UST_INT("heads", 0, &(c)->options.heads, "N", "of the model; their size, width / heads, is divisible by 32 [" #heads_ "]", 1, 512)},          \
+      {UST_INT("width", 0, &(c)->options.width, "N", "of the model, divisible by 32 [" #width_ "]", 32, 16384)},       \
+      {UST_INT("layers", 0, &(c)->options.layers, "N", "of the model [" #layers_ "]", 1, 1024)},                       \
+      {UST_INT("heads", 0, &(c)->options.heads, "N",                                                                   \
+               "of the model; their size, width / heads, is divisible by 32 [" #heads_ "]", 1, 512)},                  \
       {UST_INT("context", 0, &(c)->options.context, "N", "positions the model has [1024]", UST_TRAIN_WINDOW, 65536)},  \
       {UST_INT("steps", 0, &(c)->options.steps, "N", "updates of the weights [1000]", 1, 100000000)},                  \
       {UST_INT("batch", 0, &(c)->options.batch, "TOKENS", "of one step [16384]", UST_TRAIN_WINDOW, 16777216)},         \

@@ -72,7 +72,7 @@ ALWAYS_INLINE void widen(ust_format format, const char *pair, char *tiles) {
 ALWAYS_INLINE void tile_panel(ust_format format, int height, const ust_matrix *w, int panel, const integers *x, int row,
                               int groups, far_streams far, float c[][UST_PANEL]) {
   char wide[2][2][16 * Q_LINE] __attribute__((aligned(64))); /* of this pair and the next */
-  int32_t part[2][2][16][16] __attribute__((aligned(64))); /* of groups in turn, of the left and the right strip */
+  int32_t part[2][2][16][16] __attribute__((aligned(64)));   /* of groups in turn, of the left and the right strip */
   made in_tiles = {0}, in_part = {0};
   int turn = 0;
   const size_t head = quantised_head(format, w->cols), pair = quantised_pair(format);

@@ -50,7 +50,8 @@ typedef struct ust_matrix {
   int rows, cols;
   size_t bytes; /* of data: what one pass over it reads */
   void *data;   /* 64-byte aligned; NULL until allocated */
-  const struct ust_matrix *next; /* multiplied with after this one by the same threads: brought nearer meanwhile, or NULL */
+  const struct ust_matrix
+      *next; /* multiplied with after this one by the same threads: brought nearer meanwhile, or NULL */
 } ust_matrix;
 
 typedef enum ust_epilogue {
@@ -216,9 +217,9 @@ enum {
 
 /* One quantised run of 32 inputs of a row: value = scale * q + minimum. */
 typedef struct ust_run {
-  uint16_t scale, minimum;            /* f16 as stored; minimum: Q4K alone */
-  uint8_t scale_part, minimum_part;   /* Q4K: the 6-bit factors of the two */
-  uint8_t q[UST_BLOCK];               /* Q8: 128 more than stored, Q4: as stored; their minimum is -128 and -8 scales */
+  uint16_t scale, minimum;          /* f16 as stored; minimum: Q4K alone */
+  uint8_t scale_part, minimum_part; /* Q4K: the 6-bit factors of the two */
+  uint8_t q[UST_BLOCK];             /* Q8: 128 more than stored, Q4: as stored; their minimum is -128 and -8 scales */
 } ust_run;
 
 static inline bool ust_is_quantised(ust_format format) {

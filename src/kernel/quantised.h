@@ -87,8 +87,8 @@ static void quantised_get(ust_format format, const char *strip, size_t head, int
   *run = (ust_run){.scale = ((const uint16_t *)(const void *)scales)[column]};
   if (format == UST_FORMAT_Q4K) {
     const uint16_t *both = (const uint16_t *)(const void *)(strip + (size_t)(block / 8) * Q_LINE);
-    *run = (ust_run){both[column], both[Q_COLUMNS + column], (uint8_t)scales[column],
-                     (uint8_t)scales[Q_COLUMNS + column], {0}};
+    *run = (ust_run){
+        both[column], both[Q_COLUMNS + column], (uint8_t)scales[column], (uint8_t)scales[Q_COLUMNS + column], {0}};
   }
   for (int i = 0; i < UST_BLOCK; i++)
     if (format == UST_FORMAT_Q8)

@@ -164,8 +164,7 @@ ALWAYS_INLINE void vnni_sums(ust_format format, int strips, int rows, const char
 #pragma GCC unroll 4
   for (int s = 0; s < strips; s++)
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-      _mm512_storeu_ps(c + (size_t)r * c_stride + s * STRIP, sum[s][r]);
+    for (int r = 0; r < rows; r++) _mm512_storeu_ps(c + (size_t)r * c_stride + s * STRIP, sum[s][r]);
 }
 
 /* Up to UST_INTEGER_FEW rows: two panels for one row, one otherwise; of many rows one strip after the other, as their

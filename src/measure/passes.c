@@ -26,16 +26,9 @@ static uint64_t time_pass(ust_timeline *timeline, int vocabulary, int rows, floa
 
 /* Commits tokens until there are `context`. */
 static void extend(ust_timeline *timeline, int context) {
-  int32_t tokens[UST_TREE_DEPTH] = {0}, parents[UST_TREE_DEPTH], path[UST_TREE_DEPTH];
-  for (int i = 0; i < UST_TREE_DEPTH; i++) {
-    parents[i] = i - 1;
-    path[i] = i;
-  }
-  while (ust_timeline_committed(timeline) < context) {
-    int count = UST_MIN(context - ust_timeline_committed(timeline), UST_TREE_DEPTH);
-    ust_model_forward(timeline, tokens, parents, count, NULL, NULL);
-    ust_timeline_commit(timeline, path, count);
-  }
+  static const int32_t tokens[MAX_ROWS];
+  while (ust_timeline_committed(timeline) < context)
+    ust_timeline_append(timeline, tokens, UST_MIN(context - ust_timeline_committed(timeline), MAX_ROWS), NULL);
 }
 
 understudy_status ust_measure_passes(const ust_model *model, ust_pass_cost out[UST_PASS_COSTS], int *count,

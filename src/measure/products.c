@@ -36,9 +36,9 @@ typedef struct work {
   char *weights;        /* WALK_BYTES: copies of one matrix, one after another */
   ust_q8_block *blocks; /* [UST_PANEL, MOST_INPUTS / 32], source of quantised matrices */
   ust_q4_block *blocks4;
-  char *x;              /* activation [MOST_ROWS, MOST_INPUTS] */
-  char *integers;       /* the same for quantised matrices */
-  float *y;             /* [MOST_ROWS, MOST_OUTPUTS] */
+  char *x;        /* activation [MOST_ROWS, MOST_INPUTS] */
+  char *integers; /* the same for quantised matrices */
+  float *y;       /* [MOST_ROWS, MOST_OUTPUTS] */
 } work;
 
 static bool make_work(work *w) {

@@ -299,6 +299,15 @@ void ust_timeline_commit(ust_timeline *t, const int32_t *path, int count) {
   t->nodes = 0;
 }
 
+void ust_timeline_append(ust_timeline *t, const int32_t *tokens, int count, float *logits) {
+  int32_t chain[UST_TREE_NODES] = {0};
+  assert(t->nodes == 0 && count <= UST_TREE_NODES);
+  for (int i = 0; i < count; i++) chain[i] = i - 1; /* parents */
+  ust_model_forward(t, tokens, chain, count, NULL, logits);
+  for (int i = 0; i < count; i++) chain[i] = i;
+  ust_timeline_commit(t, chain, count);
+}
+
 void ust_timeline_truncate(ust_timeline *t, int count) {
   assert(count <= t->committed);
   t->committed = count;

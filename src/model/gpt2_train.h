@@ -92,15 +92,15 @@ typedef struct ust_gpt2_train {
   ust_kept *kept;           /* [layers] */
   float *last, *last_norm, *last_mean, *last_rstd;
   ust_left last_rows; /* [tokens, width]: what the token matrix is multiplied with */
-  float *log_sum;   /* [tokens]: log of the sum of exp(logits) */
-  float *loss, *kl; /* [tokens] */
+  float *log_sum;     /* [tokens]: log of the sum of exp(logits) */
+  float *loss, *kl;   /* [tokens] */
 
   /* backward */
   float *d_stream, *d_norm, *d_qkv, *d_attention, *d_up; /* as their counterparts */
   float *d_norm_partial;                                 /* [row blocks][2][width] */
   ust_left transposed;                                   /* [widest, tokens] */
-  ust_matrix inputs;          /* packed transposed inputs, [widest input, tokens] */
-  ust_train_scratch *scratch; /* [threads] */
+  ust_matrix inputs;                                     /* packed transposed inputs, [widest input, tokens] */
+  ust_train_scratch *scratch;                            /* [threads] */
 
   void **blocks; /* every allocation */
   int block_count;

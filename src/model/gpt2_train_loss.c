@@ -108,11 +108,12 @@ static void token_matrix_gradient(ust_gpt2_train *m, int block, int item) {
   int rows = UST_MIN(GRADIENT_ROWS, m->transposed.rows - first);
   if (rows <= 0) return;
   float *dw = m->scratch[omp_get_thread_num()].wide;
-  m->kernels->left_matmul(&m->inputs, 0, ust_train_panels(&m->inputs), &m->transposed, first, rows, NULL, UST_STORE,
-                          dw, w);
+  m->kernels->left_matmul(&m->inputs, 0, ust_train_panels(&m->inputs), &m->transposed, first, rows, NULL, UST_STORE, dw,
+                          w);
   for (int i = 0; i < rows && first + i < count; i++)
     m->kernels->add(dw + (size_t)i * w,
-                    ust_train_gradient(m, UST_TOKENS) + (size_t)m->candidate[block * UST_TRAIN_VOCAB + first + i] * w, w);
+                    ust_train_gradient(m, UST_TOKENS) + (size_t)m->candidate[block * UST_TRAIN_VOCAB + first + i] * w,
+                    w);
 }
 
 /* By all threads of a parallel region together. */
@@ -140,8 +141,7 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
   }
 }
 
-double ust_gpt2_train_backward(ust_gpt2_train *m, const int32_t *labels, float scale,
-                               const ust_gpt2_train *teacher) {
+double ust_gpt2_train_backward(ust_gpt2_train *m, const int32_t *labels, float scale, const ust_gpt2_train *teacher) {
   goal of = {.labels = labels, .scale = scale, .teacher = teacher};
 #pragma omp parallel num_threads(m->threads)
   {

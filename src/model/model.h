@@ -42,6 +42,9 @@ int ust_timeline_nodes(const ust_timeline *timeline);
 void ust_model_forward(ust_timeline *timeline, const int32_t *tokens, const int32_t *parents, int rows,
                        const bool *want, float *logits);
 size_t ust_model_logit_stride(const ust_model *model);
+/* One pass over tokens[0 … count-1] as the next of the text, which are committed; there are no nodes before or after.
+ * logits: f32 [count, ust_model_logit_stride()]; NULL: none. */
+void ust_timeline_append(ust_timeline *timeline, const int32_t *tokens, int count, float *logits);
 
 /* For timing what passes cost: a part of the work of a pass over a chain of `rows` tokens, on an empty timeline that stays
  * empty. The layers from *part on, the logits (f32 [rows, ust_model_logit_stride()]) as the one after the last, and so
@@ -60,8 +63,8 @@ enum { UST_LOGIT_BLOCK = 1024 /* of the vocabulary */, UST_LOGIT_STRIDE = UST_LO
 typedef struct ust_batch ust_batch;
 
 /* `texts` empty texts of up to `context` tokens each. */
-understudy_status ust_batch_create(const ust_model *model, int texts, int context, float temperature,
-                                   ust_batch **batch, understudy_error *err);
+understudy_status ust_batch_create(const ust_model *model, int texts, int context, float temperature, ust_batch **batch,
+                                   understudy_error *err);
 void ust_batch_free(ust_batch *batch);
 /* Takes the logits of tokens first … first+count-1 for every text, divided by the temperature: f32
  * [texts, UST_LOGIT_STRIDE], which it may overwrite. first is block * UST_LOGIT_BLOCK. */

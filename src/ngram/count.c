@@ -33,8 +33,8 @@ void ust_ngram_counter_free(ust_ngram_counter *counter) {
 }
 
 static understudy_status run_alloc(ust_ngram_run *run, size_t size, understudy_error *err) {
-  *run = (ust_ngram_run){.keys = malloc((size + 1) * sizeof(uint64_t)),
-                         .counts = malloc((size + 1) * sizeof(uint32_t))};
+  *run =
+      (ust_ngram_run){.keys = malloc((size + 1) * sizeof(uint64_t)), .counts = malloc((size + 1) * sizeof(uint32_t))};
   if (run->keys && run->counts) return UNDERSTUDY_OK;
   run_free(run);
   return ust_error_memory(err, (size + 1) * (sizeof(uint64_t) + sizeof(uint32_t)), "n-gram counts");
@@ -48,7 +48,9 @@ static void run_trim(ust_ngram_run *run) {
   if (counts) run->counts = counts;
 }
 
-static uint32_t add_counts(uint32_t a, uint32_t b) { return a > UINT32_MAX - b ? UINT32_MAX : a + b; }
+static uint32_t add_counts(uint32_t a, uint32_t b) {
+  return a > UINT32_MAX - b ? UINT32_MAX : a + b;
+}
 
 /* Sorts `count` keys, least significant digit first; returns where they ended up: `keys` or `scratch`. */
 static uint64_t *radix_sort(uint64_t *keys, uint64_t *scratch, size_t count, int key_bits) {
@@ -70,8 +72,7 @@ static understudy_status flush(ust_ngram_counter *counter, understudy_error *err
   if (counter->pending_count == 0) return UNDERSTUDY_OK;
   ust_ngram_run run;
   UST_TRY(run_alloc(&run, counter->pending_count, err));
-  const uint64_t *sorted =
-    radix_sort(counter->pending, counter->scratch, counter->pending_count, counter->key_bits);
+  const uint64_t *sorted = radix_sort(counter->pending, counter->scratch, counter->pending_count, counter->key_bits);
   for (size_t i = 0; i < counter->pending_count; i++) {
     if (run.size == 0 || sorted[i] != run.keys[run.size - 1]) {
       run.keys[run.size] = sorted[i];

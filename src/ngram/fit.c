@@ -71,7 +71,9 @@ understudy_status ust_ngram_fit_add(ust_ngram_fit *fit, const int32_t *tokens, s
   return UNDERSTUDY_OK;
 }
 
-uint64_t ust_ngram_fit_tokens(const ust_ngram_fit *fit) { return fit->total; }
+uint64_t ust_ngram_fit_tokens(const ust_ngram_fit *fit) {
+  return fit->total;
+}
 
 /* ---- discounts ---- */
 
@@ -149,7 +151,9 @@ typedef struct lower_order {
   double backoff;
 } lower_order;
 
-static double backoff_weight(double kept, double covered) { return (1 - kept) / UST_MAX(1 - covered, 1e-12); }
+static double backoff_weight(double kept, double covered) {
+  return (1 - kept) / UST_MAX(1 - covered, 1e-12);
+}
 
 static void rank_bigrams(const ust_ngram_fit *fit, const discounts *d, size_t from, size_t to, lower_order *lower,
                          uint16_t *rank) {
@@ -318,7 +322,7 @@ static bool emit_level(const ust_ngram_fit *fit, int level, const discounts *d, 
 }
 
 static void write_summed(ust_writer *writer, uint64_t *sum, const void *data, size_t size) {
-  *sum = ust_ngram_checksum(*sum, data, size);
+  *sum = ust_hash(*sum, data, size);
   ust_writer_write(writer, data, size);
 }
 
@@ -329,7 +333,7 @@ static understudy_status write_file(const ust_ngram_fit *fit, const section *sec
   ust_writer writer;
   UST_TRY(ust_writer_open(&writer, path, err));
   unsigned char header[UST_NGRAM_HEADER] = UST_NGRAM_MAGIC;
-  uint64_t sum = UST_NGRAM_CHECKSUM_START;
+  uint64_t sum = UST_HASH_START;
   ust_ngram_put(header + 8, UST_NGRAM_VERSION, 4);
   ust_ngram_put(header + 12, (uint64_t)fit->vocabulary, 4);
   ust_ngram_put(header + 16, fit->fingerprint, 8);

@@ -26,21 +26,17 @@ enum {
   UST_NGRAM_MOST_COST = 65535
 };
 
-static inline size_t ust_ngram_id_size(int vocabulary) { return vocabulary <= 65536 ? 2 : 4; }
+static inline size_t ust_ngram_id_size(int vocabulary) {
+  return vocabulary <= 65536 ? 2 : 4;
+}
 
 static inline uint16_t ust_ngram_cost(double probability) {
   double cost = ceil(-log(probability) * UST_NGRAM_COSTS_A_NAT);
   return (uint16_t)(cost < 1 ? 1 : cost > UST_NGRAM_MOST_COST ? UST_NGRAM_MOST_COST : cost);
 }
 
-static inline double ust_ngram_probability(uint16_t cost) { return exp(cost * (-1.0 / UST_NGRAM_COSTS_A_NAT)); }
-
-/* FNV-1a, 64 bits (Fowler, Noll, Vo): every step is a bijection of the sum, so any one changed byte changes it. */
-#define UST_NGRAM_CHECKSUM_START 0xcbf29ce484222325u
-static inline uint64_t ust_ngram_checksum(uint64_t sum, const void *data, size_t size) {
-  const unsigned char *byte = data;
-  for (size_t i = 0; i < size; i++) sum = (sum ^ byte[i]) * 0x100000001b3u;
-  return sum;
+static inline double ust_ngram_probability(uint16_t cost) {
+  return exp(cost * (-1.0 / UST_NGRAM_COSTS_A_NAT));
 }
 
 /* The low `size` bytes of a number, lowest first. */

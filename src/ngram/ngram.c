@@ -107,7 +107,7 @@ static understudy_status read_whole(const ust_file *file, reading *r, int vocabu
 
 static understudy_status check_identity(reading *r, uint64_t fingerprint) {
   size_t body = r->size - UST_NGRAM_CHECKSUM;
-  uint64_t sum = ust_ngram_checksum(UST_NGRAM_CHECKSUM_START, r->data, body);
+  uint64_t sum = ust_hash(UST_HASH_START, r->data, body);
   if (sum != ust_ngram_get(r->data + body, UST_NGRAM_CHECKSUM))
     return bad(r, "checksum does not match: the file is damaged");
   uint64_t found = ust_ngram_get(r->data + 16, 8);
@@ -296,7 +296,7 @@ static understudy_status load(reading *r, ust_ngram *ngram) {
   double *explicit = ust_alloc(count * sizeof *explicit);
   unsigned char *listed = ust_alloc(count);
   understudy_status status =
-    owner && explicit && listed ? UNDERSTUDY_OK : ust_error_memory(r->err, count * 13, r->path);
+      owner && explicit && listed ? UNDERSTUDY_OK : ust_error_memory(r->err, count * 13, r->path);
   if (status == UNDERSTUDY_OK) status = read_unigrams(r, ngram);
   for (int i = 0; i < LEVELS && status == UNDERSTUDY_OK; i++) status = read_level(r, ngram, i, owner);
   if (status == UNDERSTUDY_OK) find_backoffs(ngram, owner, explicit, listed);
@@ -349,7 +349,9 @@ void ust_ngram_close(ust_ngram *ngram) {
   ust_free(ngram);
 }
 
-size_t ust_ngram_bytes(const ust_ngram *ngram) { return ngram->bytes; }
+size_t ust_ngram_bytes(const ust_ngram *ngram) {
+  return ngram->bytes;
+}
 
 /* ---- look-up ---- */
 
@@ -424,7 +426,7 @@ int ust_ngram_candidates(const ust_ngram *ngram, int32_t before, int32_t last, i
     if (s->next == s->end) break;
     if (!covered(ngram, found, best, s->next->token))
       out[count++] = (ust_ngram_candidate){
-        .token = s->next->token, .probability = (float)s->head, .order = best, .source = UST_SOURCE_FILE};
+          .token = s->next->token, .probability = (float)s->head, .order = best, .source = UST_SOURCE_FILE};
     s->next++;
     find_head(s);
   }

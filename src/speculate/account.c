@@ -22,12 +22,10 @@ static void tally(ust_tally *tally, bool hit) {
 }
 
 void ust_account_candidate(ust_details *details, const ust_node *node, bool hit) {
-  if (node->draft_cell >= 0)
-    tally(&details->rank[UNDERSTUDY_FROM_DRAFT][node->draft_cell / UST_GAPS % UST_CANDIDATES], hit);
+  if (node->draft_cell >= 0) tally(&details->rank[UNDERSTUDY_FROM_DRAFT][ust_cell_rank(node->draft_cell)], hit);
   if (node->text_cell < 0) return;
-  int of_source = UST_ORDERS * UST_CANDIDATES * UST_GAPS; /* text_hits[source][order][rank][gap] */
-  understudy_origin origin = node->text_cell < of_source ? UNDERSTUDY_FROM_CONTEXT : UNDERSTUDY_FROM_NGRAM;
-  tally(&details->rank[origin][node->text_cell / UST_GAPS % UST_CANDIDATES], hit);
+  understudy_origin origin = ust_cell_of_file(node->text_cell) ? UNDERSTUDY_FROM_NGRAM : UNDERSTUDY_FROM_CONTEXT;
+  tally(&details->rank[origin][ust_cell_rank(node->text_cell)], hit);
 }
 
 void ust_account_token(understudy_stats *stats, ust_details *details, ust_step_report *report, int depth,

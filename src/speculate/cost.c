@@ -93,8 +93,7 @@ static void keep_only(ust_cost *cost, const int *order, int count) {
  * disturbance. */
 static void flatten(ust_cost *cost) {
   for (int i = cost->points - 1; i > 0; i--) cost->seconds[i - 1] = UST_MIN(cost->seconds[i - 1], cost->seconds[i]);
-  for (int i = 1; i < cost->points; i++)
-    cost->seconds[i] = UST_MIN(cost->seconds[i], cost->rows[i] * cost->seconds[0]);
+  for (int i = 1; i < cost->points; i++) cost->seconds[i] = UST_MIN(cost->seconds[i], cost->rows[i] * cost->seconds[0]);
 }
 
 void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
@@ -126,12 +125,6 @@ void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust
 
 enum { FILE_LIMIT = 4096 };
 
-static uint64_t fnv(const char *data, size_t size) { /* FNV-1a */
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (size_t i = 0; i < size; i++) hash = (hash ^ (unsigned char)data[i]) * 0x100000001b3u;
-  return hash;
-}
-
 /* The processor's name as Linux gives it. */
 static void cpu_name(char *name, size_t size) {
   char line[256];
@@ -161,7 +154,8 @@ void ust_cost_key(const ust_model *model, const char *isa, const char *use, char
 }
 
 static bool file_name(char *path, size_t size, const char *directory, const char *key) {
-  int length = snprintf(path, size, "%s/costs-%016" PRIx64 ".txt", directory, fnv(key, strlen(key)));
+  int length =
+      snprintf(path, size, "%s/costs-%016" PRIx64 ".txt", directory, ust_hash(UST_HASH_START, key, strlen(key)));
   return length > 0 && (size_t)length < size;
 }
 
@@ -170,8 +164,8 @@ static size_t format(const ust_cost *cost, const char *key, char text[FILE_LIMIT
   int length = snprintf(text, FILE_LIMIT, "%s", key);
   for (int i = 0; i < cost->points; i++)
     length += snprintf(text + length, FILE_LIMIT - (size_t)length, "%d %.0f\n", cost->rows[i], cost->seconds[i] * 1e9);
-  length +=
-      snprintf(text + length, FILE_LIMIT - (size_t)length, "checksum %016" PRIx64 "\n", fnv(text, (size_t)length));
+  length += snprintf(text + length, FILE_LIMIT - (size_t)length, "checksum %016" PRIx64 "\n",
+                     ust_hash(UST_HASH_START, text, (size_t)length));
   return (size_t)length;
 }
 
@@ -196,7 +190,7 @@ bool ust_cost_load(ust_cost *cost, const char *directory, const char *key) {
   /* what we would write ourselves is what we believe: header, numbers and checksum at once */
   bool sound = size > header && memcmp(text, key, header) == 0 && parse(cost, text + header) &&
                format(cost, key, again) == size && memcmp(text, again, size) == 0;
-  free(text);
+  ust_free(text);
   if (!sound) *cost = (ust_cost){.drift = 1};
   return sound;
 }

@@ -149,16 +149,10 @@ static void append(ust_decoder *d, int32_t token) {
 
 /* Evaluates the text the timeline lacks, all but the last token. */
 static understudy_status catch_up(ust_decoder *d, understudy_progress_fn progress, void *user, understudy_error *err) {
-  int32_t chain[PROMPT_ROWS], parents[PROMPT_ROWS];
-  for (int i = 0; i < PROMPT_ROWS; i++) {
-    chain[i] = i;
-    parents[i] = i - 1;
-  }
   int last = d->history.count - 1;
   for (int have = ust_timeline_committed(d->timeline); have < last; have = ust_timeline_committed(d->timeline)) {
     int rows = UST_MIN(PROMPT_ROWS, last - have);
-    ust_model_forward(d->timeline, d->history.tokens + have, parents, rows, NULL, NULL);
-    ust_timeline_commit(d->timeline, chain, rows);
+    ust_timeline_append(d->timeline, d->history.tokens + have, rows, NULL);
     if (progress && progress(user, "prompt", (uint64_t)(have + rows), (uint64_t)last))
       return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "prompt: cancelled after %d of %d tokens", have + rows,
                        d->history.count);
@@ -168,10 +162,7 @@ static understudy_status catch_up(ust_decoder *d, understudy_progress_fn progres
 
 understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int count, understudy_progress_fn progress,
                                      void *user, understudy_error *err) {
-  if (count > d->options.context - d->history.count)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
-                     "prompt: %d tokens after %d, expected at most %d in all (the context)", count, d->history.count,
-                     d->options.context);
+  assert(count <= d->options.context - d->history.count);
   uint64_t start = ust_clock_ns();
   for (int i = 0; i < count; i++) append(d, tokens[i]);
   understudy_status status = catch_up(d, progress, user, err);
@@ -200,53 +191,55 @@ static int best_leaf(const ust_tree *tree, int deepest, const ust_shape *shape) 
   return best;
 }
 
-/* Lets the stages grow the tree, then picks the rows of the target's pass best first: as many as make
- * expected tokens - rate * seconds largest. Returns their number; nodes[row] is the tree node of a row. */
-static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
-  const double fade = 0.05; /* of a row's price a step, as far as rows are missed */
-  enum { PATIENCE = 8 };    /* steps without any before that */
+/* Picks the rows of the target's pass best first: as many as make expected tokens - price largest. nodes[row] is the
+ * tree node of a row, nodes[0] the root. */
+static ust_plan pick_rows(ust_decoder *d, int deepest, const double *price, int32_t *nodes) {
   ust_tree *tree = &d->tree;
   ust_text_stage *text = text_stage(d);
-  ust_tree_start(tree, d->history.tokens[d->history.count - 1]);
-  tree->nodes[0].row = 0;
-  nodes[0] = 0;
-  d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, 1);
-  if (deepest <= 0 || (!text && !d->options.draft)) return 1;
-  while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, deepest, &d->drafting)) {
-  }
-
-  double rate = ust_planner_rate(&d->planner), price[UST_TARGET_ROWS + 1], expected = 0, best_expected = 0;
-  for (int rows = 1; rows <= UST_TARGET_ROWS; rows++) price[rows] = rate * ust_cost_of(&d->planner.target_cost, rows);
-  double best_value = -price[1], missed = d->options.draft ? (double)ust_record_chance(&d->planner.evaluated[0], 1) : 0;
-  int count = 1, best = 1;
+  ust_plan best = {.rows = 1, .last = HUGE_VAL};
+  bool fixed = d->planner.shape.length > 0;
+  double expected = 0, best_value = -price[1];
+  int count = 1;
   while (count < UST_TARGET_ROWS) {
     ust_node *above = &tree->nodes[nodes[count - 1]];
     if (text && above->draft_node < 0) ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->drafting);
     int node = best_leaf(tree, deepest, &d->planner.shape);
     if (node < 0) break;
-    float reach = tree->nodes[node].reach;
-    bool fixed = d->planner.shape.length > 0;
-    missed = UST_MAX(missed, (double)reach);
-    if (!fixed && !ust_planner_hopes(price, count, UST_TARGET_ROWS, expected, (double)reach, best_value)) break;
+    double reach = (double)tree->nodes[node].reach;
+    if (count == 1) best.first = reach;
+    if (!fixed && !ust_planner_hopes(price, count, UST_TARGET_ROWS, expected, reach, best_value)) break;
     tree->nodes[node].row = count;
     nodes[count++] = node;
     expected += reach;
     double value = expected - price[count];
     if (value > best_value || fixed) {
       best_value = value;
-      best_expected = expected;
-      best = count;
+      best = (ust_plan){.rows = count, .expected = expected, .first = best.first, .last = reach};
     }
   }
-  double last = best > 1 ? (double)tree->nodes[nodes[best - 1]].reach : HUGE_VAL;
-  double another = best < UST_TARGET_ROWS ? price[best + 1] - price[best] : HUGE_VAL;
-  ust_planner_observe_row(&d->planner, UST_MIN(last, another));
-  d->planner.single = best == 1 ? d->planner.single + 1 : 0;
-  if (d->planner.single > PATIENCE) ust_cost_fade_rows(&d->planner.target_cost, fade * missed);
-  d->report.expected_tokens += best_expected;
-  d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best);
-  for (int row = best; row < count; row++) tree->nodes[nodes[row]].row = -1;
+  for (int row = best.rows; row < count; row++) tree->nodes[nodes[row]].row = -1;
   return best;
+}
+
+/* Lets the stages grow the tree and picks the target's rows. Returns their number. */
+static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
+  ust_tree *tree = &d->tree;
+  ust_text_stage *text = text_stage(d);
+  ust_tree_start(tree, d->history.tokens[d->history.count - 1]);
+  tree->nodes[0].row = 0;
+  nodes[0] = 0;
+  ust_plan best = {.rows = 1};
+  if (deepest > 0 && (text || d->options.draft)) {
+    while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, deepest, &d->drafting)) {
+    }
+    double price[UST_TARGET_ROWS + 1];
+    ust_planner_prices(&d->planner, price);
+    best = pick_rows(d, deepest, price, nodes);
+    ust_planner_observe_plan(&d->planner, &best, price, d->options.draft != NULL);
+  }
+  d->report.expected_tokens += best.expected;
+  d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best.rows);
+  return best.rows;
 }
 
 static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
@@ -293,8 +286,8 @@ static void learn(ust_decoder *d, int node, int32_t choice) {
     bool hit = n->token == choice;
     ust_account_candidate(&d->details, n, hit);
     if (evaluated && n->draft_cell < 0) ust_record_observe(&d->planner.unconfirmed, hit);
-    if (n->text_cell >= 0) ust_record_observe(&d->planner.text_hits[0][0][0][0] + n->text_cell, hit);
-    if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[0][0][0] + n->draft_cell, hit);
+    if (n->text_cell >= 0) ust_record_observe(&d->planner.text_hits[n->text_cell], hit);
+    if (n->draft_cell >= 0) ust_record_observe(&d->planner.draft_hits[n->draft_cell], hit);
     draft_covered = draft_covered || (hit && n->draft_cell >= 0);
     text_covered = text_covered || (hit && n->text_cell >= 0);
     passed = passed || (hit && n->row >= 0);
@@ -424,13 +417,8 @@ static float log_probability(const float *logits, int vocabulary, int32_t token)
 
 understudy_status ust_decoder_score(ust_decoder *d, const int32_t *tokens, size_t count, float *logprobs,
                                     understudy_progress_fn progress, void *user, understudy_error *err) {
-  int32_t chain[UST_TARGET_ROWS], parents[UST_TARGET_ROWS];
   size_t stride = ust_model_logit_stride(d->options.target);
   int vocabulary = ust_model_config(d->options.target)->vocabulary, threads = ust_model_threads(d->options.target);
-  for (int i = 0; i < UST_TARGET_ROWS; i++) {
-    chain[i] = i;
-    parents[i] = i - 1;
-  }
   ust_decoder_reset(d, NULL);
   for (size_t at = 0; at + 1 < count;) {
     int room = d->options.context - ust_timeline_committed(d->timeline);
@@ -439,8 +427,7 @@ understudy_status ust_decoder_score(ust_decoder *d, const int32_t *tokens, size_
       continue;
     }
     int rows = (int)UST_MIN((size_t)UST_MIN(UST_TARGET_ROWS, room), count - 1 - at);
-    ust_model_forward(d->timeline, tokens + at, parents, rows, NULL, d->logits);
-    ust_timeline_commit(d->timeline, chain, rows);
+    ust_timeline_append(d->timeline, tokens + at, rows, d->logits);
 #pragma omp parallel for num_threads(threads)
     for (int i = 0; i < rows; i++)
       logprobs[at + (size_t)i] =

@@ -34,7 +34,7 @@ understudy_status ust_decoder_create(const ust_decoder_options *options, ust_dec
 void ust_decoder_free(ust_decoder *decoder);
 void ust_decoder_reset(ust_decoder *decoder, const understudy_sampling *sampling);
 
-/* Appends text. Ids must be valid; fails when the context would overflow or `progress` cancels. */
+/* Appends text. Ids must be valid and within the context; fails when `progress` cancels. */
 understudy_status ust_decoder_prompt(ust_decoder *decoder, const int32_t *tokens, int count,
                                      understudy_progress_fn progress, void *user, understudy_error *err);
 

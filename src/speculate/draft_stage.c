@@ -4,7 +4,10 @@
 
 #include "speculate/stages.h"
 
-enum { CATCH_UP = 64 /* missing text beyond this goes through passes of its own */ };
+enum {
+  CATCH_UP = 64,    /* missing text beyond this goes through passes of its own, */
+  PROMPT_ROWS = 256 /* of so many rows */
+};
 
 static const float NEGLIGIBLE = 1e-3f; /* a reach not worth keeping a candidate for */
 
@@ -13,8 +16,8 @@ understudy_status ust_draft_create(const ust_model *model, int context, ust_plan
   *stage = (ust_draft_stage){.model = model, .planner = planner};
   int threads = ust_model_threads(model);
   size_t bytes = (size_t)(UST_DRAFT_ROWS + 1) * ust_model_logit_stride(model) * sizeof(float);
-  understudy_status status =
-      ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context), 256, &stage->timeline, err);
+  understudy_status status = ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context), PROMPT_ROWS,
+                                                 &stage->timeline, err);
   stage->logits = ust_alloc(bytes);
   stage->samplers = ust_alloc((size_t)threads * sizeof *stage->samplers);
   if (status == UNDERSTUDY_OK && (!stage->logits || !stage->samplers))
@@ -38,16 +41,19 @@ void ust_draft_reset(ust_draft_stage *stage) {
   stage->pending = 0;
 }
 
-static void pass(ust_draft_stage *stage, const int32_t *tokens, const int32_t *parents, int rows, const bool *want,
-                 float *logits) {
-  uint64_t start = ust_clock_ns();
-  int keys = ust_timeline_committed(stage->timeline) + ust_timeline_nodes(stage->timeline) + rows;
-  ust_model_forward(stage->timeline, tokens, parents, rows, want, logits);
+/* Books a pass over `rows` rows, the last of which saw `keys` keys. */
+static void account(ust_draft_stage *stage, int rows, int keys, uint64_t start) {
   stage->work.passes++;
   stage->work.rows += (uint64_t)rows;
   stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
   stage->work.bytes += (double)ust_model_weight_bytes(stage->model) + (double)ust_model_kv_bytes(stage->model) * keys;
   stage->work.flop += rows * ust_model_row_flop(stage->model, keys);
+}
+
+static void pass(ust_draft_stage *stage, const int32_t *tokens, const int32_t *parents, int rows, const bool *want) {
+  uint64_t start = ust_clock_ns();
+  ust_model_forward(stage->timeline, tokens, parents, rows, want, stage->logits);
+  account(stage, rows, ust_timeline_committed(stage->timeline) + ust_timeline_nodes(stage->timeline), start);
 }
 
 /* Ranks the logits of `count` rows, whose next tokens would stand behind before[]. */
@@ -68,23 +74,17 @@ void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampl
   int32_t tokens[UST_DRAFT_ROWS] = {0}, parents[UST_DRAFT_ROWS];
   ust_before before[UST_DRAFT_ROWS] = {0};
   for (int i = 0; i < rows; i++) parents[i] = i - 1;
-  pass(stage, tokens, parents, rows, NULL, stage->logits);
+  pass(stage, tokens, parents, rows, NULL);
   rank(stage, sampling, before, rows);
   ust_timeline_truncate(stage->timeline, 0);
 }
 
 void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
-  int32_t parents[CATCH_UP], path[CATCH_UP];
-  int have = ust_timeline_committed(stage->timeline);
-  while (history->count - 1 - have > 0) {
-    int rows = UST_MIN(CATCH_UP, history->count - 1 - have);
-    for (int i = 0; i < rows; i++) {
-      parents[i] = i - 1;
-      path[i] = i;
-    }
-    pass(stage, history->tokens + have, parents, rows, NULL, NULL);
-    ust_timeline_commit(stage->timeline, path, rows);
-    have += rows;
+  for (int have; (have = ust_timeline_committed(stage->timeline)) < history->count - 1;) {
+    uint64_t start = ust_clock_ns();
+    int rows = UST_MIN(PROMPT_ROWS, history->count - 1 - have);
+    ust_timeline_append(stage->timeline, history->tokens + have, rows, NULL);
+    account(stage, rows, have + rows, start);
   }
 }
 
@@ -167,12 +167,13 @@ static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const
   for (int i = 0; i < count; i++) {
     float gap = i ? ranked[0].score - ranked[i].score : count > 1 ? ranked[0].score - ranked[1].score : 9;
     int child = ust_tree_child(tree, node, ranked[i].token);
-    const ust_record *record = &stage->planner->draft_hits[child >= 0][i][ust_planner_gap(gap)];
-    if (child < 0 && i && tree->nodes[node].reach * ust_record_chance(record, scale) < NEGLIGIBLE) continue;
+    int cell = ust_draft_cell(child >= 0, i, ust_planner_gap(gap));
+    float chance = ust_record_chance(&stage->planner->draft_hits[cell], scale);
+    if (child < 0 && i && tree->nodes[node].reach * chance < NEGLIGIBLE) continue;
     if (child < 0) child = ust_tree_add(tree, node, ranked[i].token, 0, UNDERSTUDY_FROM_DRAFT);
     if (child < 0) return;
-    tree->nodes[child].draft_cell = (int16_t)(record - &stage->planner->draft_hits[0][0][0]);
-    ust_tree_set_chance(tree, child, ust_record_chance(record, scale));
+    tree->nodes[child].draft_cell = (int16_t)cell;
+    ust_tree_set_chance(tree, child, chance);
   }
   for (int child = tree->nodes[node].first_child; child >= 0; child = tree->nodes[child].next_sibling)
     if (tree->nodes[child].draft_cell < 0)
@@ -220,7 +221,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
                              .depth = ust_tree_path(tree, nodes[i], paths[i])};
   }
   if (first) stage->pending = missing;
-  pass(stage, tokens, parents, rows, want, stage->logits);
+  pass(stage, tokens, parents, rows, want);
   rank(stage, sampling, before, count);
   for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], stage->ranked[i], stage->found[i]);
   stage->work.predicted += ust_cost_of(&stage->planner->draft_cost, rows);

@@ -58,12 +58,12 @@ void ust_planner_init(ust_planner *p) {
       float edge = gap ? gap_edges[gap - 1] : 0.05f;
       /* two scores a gap apart: a logistic guess, wrong in detail and soon replaced by what is observed */
       float ahead = 1 / (1 + expf(-0.8f * edge)), behind = (1 - ahead) / (float)UST_MAX(rank, 1);
-      p->draft_hits[0][rank][gap] = believed(rank == 0 ? 0.9f * ahead : 0.5f * behind);
-      p->draft_hits[1][rank][gap] = p->draft_hits[0][rank][gap];
+      for (int known = 0; known < 2; known++)
+        p->draft_hits[ust_draft_cell(known, rank, gap)] = believed(rank == 0 ? 0.9f * ahead : 0.5f * behind);
       for (int order = 0; order < UST_ORDERS; order++) {
         float trust = 0.25f + 0.12f * (float)order;
-        p->text_hits[0][order][rank][gap] = believed(rank == 0 ? trust * ahead : 0.3f * behind);
-        p->text_hits[1][order][rank][gap] = believed(rank == 0 ? 0.4f * ahead : 0.3f * behind);
+        p->text_hits[ust_text_cell(false, order, rank, gap)] = believed(rank == 0 ? trust * ahead : 0.3f * behind);
+        p->text_hits[ust_text_cell(true, order, rank, gap)] = believed(rank == 0 ? 0.4f * ahead : 0.3f * behind);
       }
     }
 }
@@ -86,8 +86,19 @@ double ust_planner_row(const ust_planner *p) {
   return ust_planner_rate(p) * (ust_cost_of(&p->target_cost, FEW) - ust_cost_of(&p->target_cost, 1)) / (FEW - 1);
 }
 
-void ust_planner_observe_row(ust_planner *p, double tokens) {
-  p->row = 0.9 * ust_planner_row(p) + 0.1 * UST_MAX(tokens, 0.0);
+void ust_planner_prices(const ust_planner *p, double price[UST_TARGET_ROWS + 1]) {
+  double rate = ust_planner_rate(p);
+  for (int rows = 1; rows <= UST_TARGET_ROWS; rows++) price[rows] = rate * ust_cost_of(&p->target_cost, rows);
+}
+
+void ust_planner_observe_plan(ust_planner *p, const ust_plan *plan, const double *price, bool drafts) {
+  const double fade = 0.05;
+  enum { PATIENCE = 8 };
+  double another = plan->rows < UST_TARGET_ROWS ? price[plan->rows + 1] - price[plan->rows] : HUGE_VAL;
+  p->row = 0.9 * ust_planner_row(p) + 0.1 * UST_MAX(UST_MIN(plan->last, another), 0.0);
+  p->single = plan->rows == 1 ? p->single + 1 : 0;
+  double missed = drafts ? UST_MAX(plan->first, (double)ust_record_chance(&p->evaluated[0], 1)) : plan->first;
+  if (p->single > PATIENCE) ust_cost_fade_rows(&p->target_cost, fade * missed);
 }
 
 void ust_planner_observe_step(ust_planner *p, int tokens, double seconds) {

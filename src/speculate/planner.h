@@ -12,6 +12,28 @@
 
 enum { UST_TARGET_ROWS = 64, UST_DRAFT_ROWS = 24, UST_CANDIDATES = 6, UST_GAPS = 10, UST_ORDERS = 5, UST_KNOWN = 5 };
 
+/* The kinds of candidates that have a record each: a cell. */
+enum {
+  UST_DRAFT_CELLS = 2 * UST_CANDIDATES * UST_GAPS,
+  UST_SOURCE_CELLS = UST_ORDERS * UST_CANDIDATES * UST_GAPS,
+  UST_TEXT_CELLS = 2 * UST_SOURCE_CELLS
+};
+
+/* A draft's candidate; `known`: the text stage proposed it, too. */
+static inline int ust_draft_cell(bool known, int rank, int gap) {
+  return ((int)known * UST_CANDIDATES + rank) * UST_GAPS + gap;
+}
+/* A text stage's candidate, from the file or the text; order 0: learned from logits. */
+static inline int ust_text_cell(bool file, int order, int rank, int gap) {
+  return (int)file * UST_SOURCE_CELLS + (order * UST_CANDIDATES + rank) * UST_GAPS + gap;
+}
+static inline int ust_cell_rank(int cell) {
+  return cell / UST_GAPS % UST_CANDIDATES;
+}
+static inline bool ust_cell_of_file(int text_cell) {
+  return text_cell >= UST_SOURCE_CELLS;
+}
+
 /* How often candidates of one kind were the target's choice. Old observations fade, and the prior with them. */
 typedef struct ust_record {
   float trials, hits;
@@ -34,8 +56,8 @@ typedef struct ust_planner {
   ust_record evaluated[UST_KNOWN]; /* it was in the pass, after a token the draft evaluated; [what was known before] */
   ust_record text_covers;          /* the same of the text stage's */
   ust_record unconfirmed;          /* the text stage proposed it, the draft evaluated its parent and did not */
-  ust_record draft_hits[2][UST_CANDIDATES][UST_GAPS];            /* [the text stage proposed it, too] */
-  ust_record text_hits[2][UST_ORDERS][UST_CANDIDATES][UST_GAPS]; /* [source][order]; order 0: learned from logits */
+  ust_record draft_hits[UST_DRAFT_CELLS]; /* the candidate was right; by ust_draft_cell() */
+  ust_record text_hits[UST_TEXT_CELLS];   /* the same; by ust_text_cell() */
 } ust_planner;
 
 void ust_planner_init(ust_planner *planner);
@@ -47,8 +69,18 @@ double ust_planner_rate(const ust_planner *planner);
 /* Tokens that a candidate's row in the target's pass costs: those of the last row there, which it can replace, or the
  * price of another one. */
 double ust_planner_row(const ust_planner *planner);
-/* What it was in a pass. */
-void ust_planner_observe_row(ust_planner *planner, double tokens);
+/* What a step's target pass was planned to be. */
+typedef struct ust_plan {
+  int rows;
+  double expected;    /* candidates that will be right */
+  double first, last; /* the reach of the likeliest candidate (0: there was none), and of the last that got a row */
+} ust_plan;
+
+/* What n rows of the target's pass cost, in tokens, in price[n] for n up to UST_TARGET_ROWS. */
+void ust_planner_prices(const ust_planner *planner, double price[UST_TARGET_ROWS + 1]);
+/* Learns what a row there is worth. Where rows are not worth it for long, their price is believed to fall, the faster the
+ * likelier a candidate (`drafts`: or one that a draft was not asked for) would have been right. */
+void ust_planner_observe_plan(ust_planner *planner, const ust_plan *plan, const double *price, bool drafts);
 void ust_planner_observe_step(ust_planner *planner, int tokens, double seconds);
 /* How a stage does against what was expected of it: 1 as expected, 0 never right. */
 float ust_planner_scale(const ust_record *covers);

@@ -72,14 +72,14 @@ static void propose(const ust_text_stage *stage, ust_tree *tree, int node, const
   ust_before before = {.text = history->tokens, .count = history->count, .path = path, .depth = depth};
   rank(found, count, sampling, &before, gaps);
   for (int i = 0; i < count; i++) {
-    int source = found[i].source == UST_SOURCE_FILE, order = UST_MIN(found[i].order, UST_ORDERS - 1);
-    const ust_record *record = &stage->planner->text_hits[source][order][i][ust_planner_gap(gaps[i])];
+    bool file = found[i].source == UST_SOURCE_FILE;
+    int cell = ust_text_cell(file, UST_MIN(found[i].order, UST_ORDERS - 1), i, ust_planner_gap(gaps[i]));
     int child = ust_tree_child(tree, node, found[i].token);
     if (child < 0)
-      child = ust_tree_add(tree, node, found[i].token, ust_record_chance(record, scale),
-                           source ? UNDERSTUDY_FROM_NGRAM : UNDERSTUDY_FROM_CONTEXT);
+      child = ust_tree_add(tree, node, found[i].token, ust_record_chance(&stage->planner->text_hits[cell], scale),
+                           file ? UNDERSTUDY_FROM_NGRAM : UNDERSTUDY_FROM_CONTEXT);
     if (child < 0) return;
-    tree->nodes[child].text_cell = (int16_t)(record - &stage->planner->text_hits[0][0][0][0]);
+    tree->nodes[child].text_cell = (int16_t)cell;
   }
 }
 

@@ -9,8 +9,8 @@
 typedef struct ust_tokenizer ust_tokenizer;
 
 /* Builds a tokenizer; `source` names the file in errors. Copies what it keeps. */
-understudy_status ust_tokenizer_create(const ust_vocabulary *vocabulary, const char *source,
-                                       ust_tokenizer **tokenizer, understudy_error *err);
+understudy_status ust_tokenizer_create(const ust_vocabulary *vocabulary, const char *source, ust_tokenizer **tokenizer,
+                                       understudy_error *err);
 /* From tokenizer.json, else vocab.json + merges.txt, of a Hugging Face directory. */
 understudy_status ust_tokenizer_load(const char *directory, ust_tokenizer **tokenizer, understudy_error *err);
 /* The same for the model in it: padded with unused tokens to the model's `count` (embeddings are often rounded up), and

@@ -46,13 +46,6 @@ static bool alphabet_to_bytes(const int16_t byte_of[ALPHABET], ust_text text, ch
 
 /* ---- tables ---- */
 
-static uint64_t fnv(uint64_t hash, const void *data, size_t size) {
-  const unsigned char *bytes = data;
-  for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 0x100000001B3u;
-  return hash;
-}
-static const uint64_t fnv_start = 0xCBF29CE484222325u;
-
 /* A power of two at least twice `count`. */
 static size_t table_slots(size_t count) {
   size_t slots = 16;
@@ -61,7 +54,7 @@ static size_t table_slots(size_t count) {
 }
 
 static size_t word_slot(const ust_tokenizer *tokenizer, const char *bytes, size_t size) {
-  uint64_t hash = fnv(fnv_start, bytes, size);
+  uint64_t hash = ust_hash(UST_HASH_START, bytes, size);
   size_t slot = (hash ^ hash >> 32) & tokenizer->word_mask;
   for (int32_t id; (id = tokenizer->words[slot]) >= 0; slot = (slot + 1) & tokenizer->word_mask) {
     ust_text raw = ust_token_raw(tokenizer, id);
@@ -91,8 +84,8 @@ const ust_merge *ust_tokenizer_pair(const ust_tokenizer *tokenizer, int32_t left
 static understudy_status allocate(ust_tokenizer *t, const ust_vocabulary *v, const char *source,
                                   understudy_error *err) {
   if (v->count < 256 || v->count > INT32_MAX / 2)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: vocabulary of %zu tokens, expected 256 to %d", source,
-                     v->count, INT32_MAX / 2);
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: vocabulary of %zu tokens, expected 256 to %d", source, v->count,
+                     INT32_MAX / 2);
   if (v->merge_count > INT32_MAX / 2)
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: %zu merges, expected at most %d", source, v->merge_count,
                      INT32_MAX / 2);
@@ -167,7 +160,8 @@ static understudy_status index_tokens(ust_tokenizer *t, const int16_t byte_of[AL
       if (t->types[id] < UST_TOKEN_CONTROL || t->types[id] > UST_TOKEN_UNUSED)
         return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
                          "%s: token %zu \"%.*s\" has type %d, expected 1 (normal), 3 (control), 4 (user defined) or "
-                         "5 (unused)", source, id, SHOW(text), t->types[id]);
+                         "5 (unused)",
+                         source, id, SHOW(text), t->types[id]);
       memcpy(t->bytes + used, text.data, size);
     } else if (!alphabet_to_bytes(byte_of, text, t->bytes + used, &size)) {
       return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
@@ -178,8 +172,8 @@ static understudy_status index_tokens(ust_tokenizer *t, const int16_t byte_of[AL
     if (t->types[id] != UST_TOKEN_NORMAL) continue;
     size_t slot = word_slot(t, t->bytes + used - size, size);
     if (t->words[slot] >= 0)
-      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tokens %d and %zu are both \"%.*s\"", source,
-                       t->words[slot], id, SHOW(text));
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tokens %d and %zu are both \"%.*s\"", source, t->words[slot],
+                       id, SHOW(text));
     t->words[slot] = (int32_t)id;
   }
   for (int byte = 0; byte < 256; byte++) {
@@ -212,13 +206,15 @@ static understudy_status index_merge(ust_tokenizer *t, size_t rank, const int16_
   static const char *const parts[] = {"left part", "right part", "result"};
   for (int i = 0; i < 3; i++)
     if (ids[i] < 0)
-      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: merge %zu \"%.*s\": its %s is no normal token of the "
-                       "vocabulary", source, rank, SHOW(text), parts[i]);
+      return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                       "%s: merge %zu \"%.*s\": its %s is no normal token of the "
+                       "vocabulary",
+                       source, rank, SHOW(text), parts[i]);
   uint64_t pair = (uint64_t)ids[0] << 32 | (uint32_t)ids[1];
   ust_merge *merge = &t->pairs[pair_slot(t, pair)];
   if (merge->merged >= 0)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: merges %u and %zu are both \"%.*s\"", source, merge->rank,
-                     rank, SHOW(text));
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: merges %u and %zu are both \"%.*s\"", source, merge->rank, rank,
+                     SHOW(text));
   *merge = (ust_merge){pair, (uint32_t)rank, ids[2]};
   return UNDERSTUDY_OK;
 }
@@ -300,8 +296,8 @@ static understudy_status build(ust_tokenizer *t, const ust_vocabulary *vocabular
   return find_whole(t, err);
 }
 
-understudy_status ust_tokenizer_create(const ust_vocabulary *vocabulary, const char *source,
-                                       ust_tokenizer **tokenizer, understudy_error *err) {
+understudy_status ust_tokenizer_create(const ust_vocabulary *vocabulary, const char *source, ust_tokenizer **tokenizer,
+                                       understudy_error *err) {
   *tokenizer = NULL;
   ust_tokenizer *t = ust_alloc(sizeof *t);
   if (!t) return ust_error_memory(err, sizeof *t, "a tokenizer");
@@ -315,9 +311,8 @@ understudy_status ust_tokenizer_create(const ust_vocabulary *vocabulary, const c
 
 void ust_tokenizer_free(ust_tokenizer *tokenizer) {
   if (!tokenizer) return;
-  void *const parts[] = {tokenizer->tokens, tokenizer->merges, tokenizer->types, tokenizer->texts,
-                         tokenizer->bytes,  tokenizer->start,  tokenizer->pairs, tokenizer->words,
-                         tokenizer->whole,  tokenizer->added};
+  void *const parts[] = {tokenizer->tokens, tokenizer->merges, tokenizer->types, tokenizer->texts, tokenizer->bytes,
+                         tokenizer->start,  tokenizer->pairs,  tokenizer->words, tokenizer->whole, tokenizer->added};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) ust_free(parts[i]);
   pcre2_code_free(tokenizer->pattern);
   ust_free(tokenizer);
@@ -325,18 +320,20 @@ void ust_tokenizer_free(ust_tokenizer *tokenizer) {
 
 /* ---- what it knows ---- */
 
-const ust_vocabulary *ust_tokenizer_vocabulary(const ust_tokenizer *tokenizer) { return &tokenizer->vocabulary; }
+const ust_vocabulary *ust_tokenizer_vocabulary(const ust_tokenizer *tokenizer) {
+  return &tokenizer->vocabulary;
+}
 
 uint64_t ust_tokenizer_fingerprint(const ust_tokenizer *tokenizer) {
   const ust_vocabulary *v = &tokenizer->vocabulary;
   const uint64_t sizes[] = {v->count, v->merge_count};
-  uint64_t hash = fnv(fnv_start, sizes, sizeof sizes);
+  uint64_t hash = ust_hash(UST_HASH_START, sizes, sizeof sizes);
   for (size_t i = 0; i < v->count + v->merge_count; i++) {
     ust_text text = i < v->count ? v->tokens[i] : v->merges[i - v->count];
     uint64_t size = text.size; /* sizes first, so that where one text ends and the next starts counts */
-    hash = fnv(fnv(hash, &size, sizeof size), text.data, text.size);
+    hash = ust_hash(ust_hash(hash, &size, sizeof size), text.data, text.size);
   }
-  return fnv(hash, v->types, v->count * sizeof *v->types);
+  return ust_hash(hash, v->types, v->count * sizeof *v->types);
 }
 
 const char *ust_tokenizer_bytes(const ust_tokenizer *tokenizer, int32_t id, size_t *length) {

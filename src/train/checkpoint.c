@@ -18,9 +18,21 @@ typedef struct header {
   uint64_t step;
 } header;
 
-static const char *const names[FIELDS] = {"kernel level", "vocabulary", "context", "width", "layers", "heads",
-                                          "floats", "window", "steps", "batch", "rate (bits)", "seed",
-                                          "corpus (checksum)", "tokenizer (checksum)", "teacher (checksum)"};
+static const char *const names[FIELDS] = {"kernel level",
+                                          "vocabulary",
+                                          "context",
+                                          "width",
+                                          "layers",
+                                          "heads",
+                                          "floats",
+                                          "window",
+                                          "steps",
+                                          "batch",
+                                          "rate (bits)",
+                                          "seed",
+                                          "corpus (checksum)",
+                                          "tokenizer (checksum)",
+                                          "teacher (checksum)"};
 
 uint64_t ust_train_checksum(uint64_t state, const void *data, size_t size) {
   const char *at = data;
@@ -78,8 +90,8 @@ static understudy_status check_header(const ust_train_run *run, const header *fo
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: checkpoint version %" PRIu64 ", expected %d", path,
                      found->version, VERSION);
   if (found->fields[LEVEL] != expected.fields[LEVEL] && found->fields[LEVEL] < UST_ISA_COUNT)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: checkpoint of kernel level %s, expected %s as this run's", path,
-                     ust_isa_name((ust_isa)found->fields[LEVEL]), run->options->kernels->name);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: checkpoint of kernel level %s, expected %s as this run's",
+                     path, ust_isa_name((ust_isa)found->fields[LEVEL]), run->options->kernels->name);
   for (int i = 0; i < FIELDS; i++)
     if (i != STEPS && found->fields[i] != expected.fields[i]) /* a run may be made longer or shorter on its way */
       return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,

@@ -67,8 +67,7 @@ static understudy_status tokenize_text(const ust_train_options *o, const char *t
   document documents[CHUNK];
   understudy_status status = UNDERSTUDY_OK;
   while (status == UNDERSTUDY_OK && at < end) {
-    if (o->stop && o->stop(o->user))
-      return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped before the first step");
+    if (o->stop && o->stop(o->user)) return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped before the first step");
     int count = split_documents(&at, end, documents);
     status = tokenize_documents(o, documents, count, err);
     if (status == UNDERSTUDY_OK) status = append_documents(ids, documents, count, end_token, err);

@@ -8,11 +8,6 @@
 
 /* ---- the finished model ---- */
 
-/* Vectors stay f32; so do the positions, which are added and never multiplied. */
-static ust_type export_type(const ust_parameter *p, ust_type type) {
-  return p->matrix && strcmp(p->name, "position_embd.weight") != 0 ? type : UST_TYPE_F32;
-}
-
 understudy_status ust_train_export(const ust_train_run *run, understudy_error *err) {
   const ust_gpt2_train *m = run->model;
   ust_gguf_writer *writer;
@@ -21,7 +16,8 @@ understudy_status ust_train_export(const ust_train_run *run, understudy_error *e
   ust_gguf_vocabulary(writer, ust_tokenizer_vocabulary(run->options->tokenizer));
   for (int i = 0; i < m->parameter_count; i++) {
     const ust_parameter *p = &m->parameters[i];
-    ust_gguf_declare(writer, p->name, export_type(p, run->options->type), (uint64_t)p->rows, (uint64_t)p->cols);
+    ust_type type = ust_gguf_type(p->name, (uint64_t)p->rows, run->options->type);
+    ust_gguf_declare(writer, p->name, type, (uint64_t)p->rows, (uint64_t)p->cols);
   }
   for (int i = 0; i < m->parameter_count; i++)
     ust_gguf_rows(writer, m->values + m->parameters[i].offset, (uint64_t)m->parameters[i].rows);

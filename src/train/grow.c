@@ -153,8 +153,8 @@ static understudy_status declare_part(const growth *g, const part *p, const char
     return UNDERSTUDY_OK;
   }
   UST_TRY(ust_weights_find(g->small, small_name, out * w, in * w, &tensor, err));
-  if (strcmp(small_name, "position_embd.weight") == 0) type = UST_TYPE_F32; /* few, and added: not multiplied */
-  ust_gguf_declare(g->writer, big_name, type, p->out_blocks ? out * big : tensor->rows, in * big);
+  uint64_t rows = p->out_blocks ? out * big : tensor->rows;
+  ust_gguf_declare(g->writer, big_name, ust_gguf_type(big_name, rows, type), rows, in * big);
   return UNDERSTUDY_OK;
 }
 

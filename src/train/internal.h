@@ -46,8 +46,8 @@ size_t ust_corpus_windows(const ust_corpus *corpus);
 
 typedef struct ust_candidates {
   int vocabulary, frequent;
-  int32_t *ids; /* [vocabulary]: the frequent ones, then those of the last draw */
-  float *logs;  /* [vocabulary]: what is added to each one's logit */
+  int32_t *ids;     /* [vocabulary]: the frequent ones, then those of the last draw */
+  float *logs;      /* [vocabulary]: what is added to each one's logit */
   uint8_t *certain; /* [vocabulary]: counts in every draw */
 } ust_candidates;
 
@@ -67,7 +67,7 @@ typedef struct ust_train_run {
   ust_candidates candidates;
   uint64_t teacher_fingerprint; /* 0: none */
   ust_gpt2_train *model, *teacher;
-  float *moments; /* [2][model->size]: running means of gradient and squared gradient */
+  float *moments;  /* [2][model->size]: running means of gradient and squared gradient */
   double *partial; /* [blocks of the gradient]: sums of squares */
   int step;        /* steps done */
 } ust_train_run;

@@ -51,7 +51,9 @@ float ust_train_rate(int step, int steps, float rate) {
   return (float)(rate * (0.1 + 0.45 * (1.0 + cos(3.141592653589793 * done))));
 }
 
-size_t ust_train_partials(const ust_gpt2_train *model) { return (model->size + BLOCK - 1) / BLOCK; }
+size_t ust_train_partials(const ust_gpt2_train *model) {
+  return (model->size + BLOCK - 1) / BLOCK;
+}
 
 static double gradient_norm(const ust_train_run *run) {
   const ust_gpt2_train *m = run->model;

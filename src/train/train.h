@@ -13,9 +13,9 @@ enum { UST_TRAIN_WINDOW = 256 /* tokens of a training sequence */ };
 
 typedef struct ust_train_progress {
   int step, steps;
-  double loss;       /* of this step's batch, nats per token */
-  double kl;         /* KL(teacher || model) of the batch; NAN without a teacher */
-  double heldout;    /* cross-entropy on held-out text; NAN unless measured at this step */
+  double loss;    /* of this step's batch, nats per token */
+  double kl;      /* KL(teacher || model) of the batch; NAN without a teacher */
+  double heldout; /* cross-entropy on held-out text; NAN unless measured at this step */
   double rate;
   double tokens_per_s;
   double seconds_left;
@@ -25,9 +25,10 @@ typedef struct ust_train_options {
   const char *corpus;  /* text, documents separated by zero bytes */
   const char *heldout; /* the same, never trained on; NULL: none */
   const ust_tokenizer *tokenizer;
-  const ust_weights *teacher; /* NULL: train on the text; else learn what the teacher thinks of it, and start as the teacher
+  const ust_weights
+      *teacher;  /* NULL: train on the text; else learn what the teacher thinks of it, and start as the teacher
                                  made smaller where the shape allows */
-  bool own_text;              /* every second window is of text the teacher writes before the first step */
+  bool own_text; /* every second window is of text the teacher writes before the first step */
   int width, layers, heads, context;
   int steps, batch; /* batch: tokens of a step, rounded down to whole windows */
   float rate;       /* highest learning rate */

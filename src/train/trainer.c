@@ -6,9 +6,9 @@
 #include "train/internal.h"
 
 enum {
-  MICRO = 8,            /* windows of a micro-batch: 2048 tokens keep the matrix units busy */
-  HELDOUT = 64,         /* windows of the held-out measurement */
-  MEASUREMENTS = 20,    /* held-out measurements of a run */
+  MICRO = 8,         /* windows of a micro-batch: 2048 tokens keep the matrix units busy */
+  HELDOUT = 64,      /* windows of the held-out measurement */
+  MEASUREMENTS = 20, /* held-out measurements of a run */
   CHECKPOINT_S = 120
 };
 
@@ -50,7 +50,9 @@ static ust_config make_config(const ust_train_options *o) {
   return config;
 }
 
-static int sequences_of_step(const ust_train_options *o) { return o->batch / UST_TRAIN_WINDOW; }
+static int sequences_of_step(const ust_train_options *o) {
+  return o->batch / UST_TRAIN_WINDOW;
+}
 
 /* Fails now rather than after the last step. */
 static understudy_status check_writable(const char *path, understudy_error *err) {
@@ -101,7 +103,9 @@ typedef struct batch {
   int32_t ids[MICRO * UST_TRAIN_WINDOW], labels[MICRO * UST_TRAIN_WINDOW], positions[MICRO * UST_TRAIN_WINDOW];
 } batch;
 
-static bool stopped(const ust_train_run *run) { return run->options->stop && run->options->stop(run->options->user); }
+static bool stopped(const ust_train_run *run) {
+  return run->options->stop && run->options->stop(run->options->user);
+}
 
 /* Adds the gradients of one step's windows; false when stopped before the end. */
 static bool add_gradients(ust_train_run *run, batch *b, double *loss, double *kl) {
@@ -121,9 +125,8 @@ static bool add_gradients(ust_train_run *run, batch *b, double *loss, double *kl
                         b->ids + at, b->labels + at, b->positions + at);
     }
     ust_candidates *c = &run->candidates;
-    int drawn = ust_candidates_draw(c, run->options->seed,
-                                    (uint64_t)run->step * (uint64_t)sequences + (uint64_t)first, b->labels,
-                                    count * UST_TRAIN_WINDOW);
+    int drawn = ust_candidates_draw(c, run->options->seed, (uint64_t)run->step * (uint64_t)sequences + (uint64_t)first,
+                                    b->labels, count * UST_TRAIN_WINDOW);
     ust_gpt2_train_candidates(m, c->ids, c->logs, drawn);
     if (run->teacher) {
       ust_gpt2_train_candidates(run->teacher, c->ids, c->logs, drawn);
@@ -168,7 +171,9 @@ static understudy_status stop_run(const ust_train_run *run, understudy_error *er
                    run->step, run->options->steps, run->options->checkpoint);
 }
 
-static double seconds_since(uint64_t start_ns) { return (double)(ust_clock_ns() - start_ns) * 1e-9; }
+static double seconds_since(uint64_t start_ns) {
+  return (double)(ust_clock_ns() - start_ns) * 1e-9;
+}
 
 static understudy_status train_steps(ust_train_run *run, batch *b, FILE *log, understudy_error *err) {
   const ust_train_options *o = run->options;

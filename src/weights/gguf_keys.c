@@ -224,7 +224,8 @@ static understudy_status check_vocabulary(const ust_weights *weights, const ust_
   UST_TRY(want_text(weights, "tokenizer.ggml.model", "gpt2", err));
   /* How text is split before merging. Files older than the key, and "default", are split as GPT-2 does. */
   const ust_key *split = ust_weights_key(weights, "tokenizer.ggml.pre");
-  bool unnamed = split && split->type == UST_GGUF_STRING && split->count == 7 && memcmp(split->value, "default", 7) == 0;
+  bool unnamed =
+      split && split->type == UST_GGUF_STRING && split->count == 7 && memcmp(split->value, "default", 7) == 0;
   if (split && !unnamed) UST_TRY(want_text(weights, "tokenizer.ggml.pre", "gpt-2", err));
   const ust_key *merges = ust_weights_key(weights, "tokenizer.ggml.merges");
   if (merges && !merges->strings)

@@ -147,6 +147,10 @@ void ust_gguf_vocabulary(ust_gguf_writer *w, const ust_vocabulary *vocabulary) {
 
 /* ---- tensors ---- */
 
+ust_type ust_gguf_type(const char *name, uint64_t rows, ust_type type) {
+  return rows == 1 || strcmp(name, "position_embd.weight") == 0 ? UST_TYPE_F32 : type;
+}
+
 void ust_gguf_declare(ust_gguf_writer *w, const char *name, ust_type type, uint64_t rows, uint64_t cols) {
   uint64_t elements = 0, bytes = 0, end = 0;
   if (w->started) fail(w, UNDERSTUDY_ERROR_ARGUMENT, name, "declared after the first rows");

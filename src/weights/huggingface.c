@@ -96,8 +96,8 @@ static understudy_status read_config(ust_weights *weights, understudy_error *err
   understudy_status status =
       access(path, F_OK) == 0
           ? ust_weights_load_json(path, &weights->json, err)
-          : ust_error(err, UNDERSTUDY_ERROR_IO, "%s: found no config.json, expected a Hugging Face directory or a GGUF file",
-                      weights->path);
+          : ust_error(err, UNDERSTUDY_ERROR_IO,
+                      "%s: found no config.json, expected a Hugging Face directory or a GGUF file", weights->path);
   free(path);
   UST_TRY(status);
   UST_TRY(check_variant(weights, err));

@@ -93,13 +93,18 @@ static void decode_q6_k(const unsigned char *block, float *out) {
 static const struct {
   ust_type type;
   const char *name;
-  int elements, bytes; /* of a block */
+  int elements, bytes;                                    /* of a block */
   void (*decode)(const unsigned char *block, float *out); /* NULL: blocks of one element */
-} types[] = {{UST_TYPE_F32, "f32", 1, 4, NULL},             {UST_TYPE_F16, "f16", 1, 2, NULL},
-             {UST_TYPE_BF16, "bf16", 1, 2, NULL},           {UST_TYPE_Q8_0, "q8_0", 32, 34, decode_q8_0},
-             {UST_TYPE_Q4_0, "q4_0", 32, 18, decode_q4_0},  {UST_TYPE_Q4_1, "q4_1", 32, 20, decode_q4_1},
-             {UST_TYPE_Q5_0, "q5_0", 32, 22, decode_q5_0},  {UST_TYPE_Q5_1, "q5_1", 32, 24, decode_q5_1},
-             {UST_TYPE_Q4_K, "q4_k", 256, 144, decode_q4_k}, {UST_TYPE_Q5_K, "q5_k", 256, 176, decode_q5_k},
+} types[] = {{UST_TYPE_F32, "f32", 1, 4, NULL},
+             {UST_TYPE_F16, "f16", 1, 2, NULL},
+             {UST_TYPE_BF16, "bf16", 1, 2, NULL},
+             {UST_TYPE_Q8_0, "q8_0", 32, 34, decode_q8_0},
+             {UST_TYPE_Q4_0, "q4_0", 32, 18, decode_q4_0},
+             {UST_TYPE_Q4_1, "q4_1", 32, 20, decode_q4_1},
+             {UST_TYPE_Q5_0, "q5_0", 32, 22, decode_q5_0},
+             {UST_TYPE_Q5_1, "q5_1", 32, 24, decode_q5_1},
+             {UST_TYPE_Q4_K, "q4_k", 256, 144, decode_q4_k},
+             {UST_TYPE_Q5_K, "q5_k", 256, 176, decode_q5_k},
              {UST_TYPE_Q6_K, "q6_k", 256, 210, decode_q6_k}};
 enum { TYPES = sizeof types / sizeof types[0] };
 

@@ -35,7 +35,9 @@ static uint64_t random_bits(void) { /* splitmix64 */
 }
 
 /* An integer in [low, high]. */
-UNUSED static int pick(int low, int high) { return low + (int)(random_bits() % (uint64_t)(high - low + 1)); }
+UNUSED static int pick(int low, int high) {
+  return low + (int)(random_bits() % (uint64_t)(high - low + 1));
+}
 
 /* One of the integers listed. */
 #define PICK_OF(...) (((const int[]){__VA_ARGS__})[random_bits() % (sizeof((const int[]){__VA_ARGS__}) / sizeof(int))])
@@ -48,19 +50,21 @@ UNUSED static void fill_uniform(float *x, size_t n, float low, float high) {
   for (size_t i = 0; i < n; i++) x[i] = uniform(low, high);
 }
 
-static float round_bf16(float x) { return ust_bf16_to_f32(ust_f32_to_bf16(x)); }
+static float round_bf16(float x) {
+  return ust_bf16_to_f32(ust_f32_to_bf16(x));
+}
 
 /* ---- failures ---- */
 
 /* Fails the test with one line that says what, where and how to repeat it. */
-#define CHECK(condition, ...)                                                     \
-  do {                                                                            \
-    if (!(condition)) {                                                           \
-      print_error("%s:%d: ", __FILE__, __LINE__);                                 \
-      print_error(__VA_ARGS__);                                                   \
-      print_error(" (repeat with --seed %llu)\n", (unsigned long long)seed);      \
-      fail();                                                                     \
-    }                                                                             \
+#define CHECK(condition, ...)                                                                                          \
+  do {                                                                                                                 \
+    if (!(condition)) {                                                                                                \
+      print_error("%s:%d: ", __FILE__, __LINE__);                                                                      \
+      print_error(__VA_ARGS__);                                                                                        \
+      print_error(" (repeat with --seed %llu)\n", (unsigned long long)seed);                                           \
+      fail();                                                                                                          \
+    }                                                                                                                  \
   } while (0)
 
 /* ---- fenced buffers ---- */
@@ -91,7 +95,9 @@ static void *fenced(size_t size) {
   return data;
 }
 
-UNUSED static float *fenced_floats(size_t n) { return fenced(n * sizeof(float)); }
+UNUSED static float *fenced_floats(size_t n) {
+  return fenced(n * sizeof(float));
+}
 
 /* Checks the canaries of the buffers from the `first` on and frees them. */
 static void fenced_release_from(const char *what, int first) {
@@ -107,12 +113,16 @@ static void fenced_release_from(const char *what, int first) {
   }
 }
 
-UNUSED static void fenced_release(const char *what) { fenced_release_from(what, 0); }
+UNUSED static void fenced_release(const char *what) {
+  fenced_release_from(what, 0);
+}
 
 /* ---- activations ---- */
 
 /* What one rounding to the level's activation type may change, relative to the value. */
-static double activation_error(const ust_kernels *k) { return k->activation_size == 2 ? 0x1p-8 : 0x1p-24; }
+static double activation_error(const ust_kernels *k) {
+  return k->activation_size == 2 ? 0x1p-8 : 0x1p-24;
+}
 
 UNUSED static float to_activation_value(const ust_kernels *k, float x) {
   return k->activation_size == 2 ? round_bf16(x) : x;
@@ -157,10 +167,10 @@ static void every_level(level_test test) {
   }
 }
 
-#define LEVEL_TEST(test) \
-  static void test##_every_level(void **state) { \
-    (void)state; \
-    every_level(test); \
+#define LEVEL_TEST(test)                                                                                               \
+  static void test##_every_level(void **state) {                                                                       \
+    (void)state;                                                                                                       \
+    every_level(test);                                                                                                 \
   }
 
 static void start(int argc, char **argv) {

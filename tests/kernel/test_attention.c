@@ -94,7 +94,8 @@ static void free_scene(scene *s) {
 
 static void *make_kv(const ust_kernels *kernels, int slots, int head_dim) {
   size_t size = kernels->kv_bytes(slots, head_dim);
-  CHECK(size % 64 == 0, "%s: kv_bytes(%d, %d) = %zu would misalign the next head", kernels->name, slots, head_dim, size);
+  CHECK(size % 64 == 0, "%s: kv_bytes(%d, %d) = %zu would misalign the next head", kernels->name, slots, head_dim,
+        size);
   void *kv = fenced(size);
   memset(kv, 0, size);
   return kv;
@@ -172,8 +173,8 @@ static void attention_reference(const ust_kernels *kernels) {
         double got = load_activation(kernels, out, (size_t)r * s.out_stride + (size_t)(s.head * s.head_dim + d));
         CHECK(fabs(got - want[d]) <= bound[d],
               "%s: attention of head_dim %d, slots %d, row %d of %d, keys %d, identity %d, element %d: %.9g, expected "
-              "%.9g +- %.3g", kernels->name, s.head_dim, s.slots, r, s.rows, s.keys[r], s.identity[r], d, got, want[d],
-              bound[d]);
+              "%.9g +- %.3g",
+              kernels->name, s.head_dim, s.slots, r, s.rows, s.keys[r], s.identity[r], d, got, want[d], bound[d]);
       }
     }
     free_scene(&s);
@@ -223,8 +224,8 @@ static void attention_invariance(const ust_kernels *kernels) {
       CHECK(memcmp(out + ((size_t)r * s.out_stride + (size_t)s.head * dim) * size,
                    alone + (size_t)lone.head * dim * size, dim * size) == 0,
             "%s: attention of head_dim %d, row %d of %d, keys %d, identity %d, slots %d differs from the row alone "
-            "(identity %d, slots %d)", kernels->name, s.head_dim, r, s.rows, s.keys[r], s.identity[r], s.slots,
-            lone.identity[0], lone.slots);
+            "(identity %d, slots %d)",
+            kernels->name, s.head_dim, r, s.rows, s.keys[r], s.identity[r], s.slots, lone.identity[0], lone.slots);
       free(lone.k);
       free(lone.v);
       fenced_release_from("attention", held);

@@ -15,9 +15,9 @@
 
 typedef struct sample {
   ust_matrix m;
-  float *values;        /* [rows, cols], what matmul should multiply with */
-  float *source;        /* [rows, cols], what was packed (BF16, F32) */
-  float *terms;         /* [rows, cols], |scale q| + |minimum| (Q4K) */
+  float *values;         /* [rows, cols], what matmul should multiply with */
+  float *source;         /* [rows, cols], what was packed (BF16, F32) */
+  float *terms;          /* [rows, cols], |scale q| + |minimum| (Q4K) */
   unsigned char *blocks; /* [rows, row_bytes] (quantised) */
   size_t row_bytes;
 } sample;
@@ -28,7 +28,8 @@ static void pack_in_parts(const ust_kernels *kernels, sample *s, bool transposed
   if (transposed) {
     across = fenced_floats((size_t)rows * (size_t)cols);
     for (int r = 0; r < rows; r++)
-      for (int c = 0; c < cols; c++) across[(size_t)c * (size_t)rows + (size_t)r] = s->source[(size_t)r * (size_t)cols + (size_t)c];
+      for (int c = 0; c < cols; c++)
+        across[(size_t)c * (size_t)rows + (size_t)r] = s->source[(size_t)r * (size_t)cols + (size_t)c];
   }
   for (int row = 0; row < rows;) {
     int most = UST_PANEL * pick(1, 3), count = UST_MIN(most, rows - row);
@@ -115,8 +116,12 @@ static void multiply(const ust_kernels *kernels, const ust_matrix *w, int panel,
   fenced_release_from("matmul", held);
 }
 
-static int odd_cols(void) { return PICK_OF(1, 5, 31, 32, 33, 63, 64, 65, 80, 100, 128, 129, 257, 320, 600); }
-static int odd_outputs(void) { return PICK_OF(1, 20, 31, 32, 33, 64, 70, 96, 100, 161); }
+static int odd_cols(void) {
+  return PICK_OF(1, 5, 31, 32, 33, 63, 64, 65, 80, 100, 128, 129, 257, 320, 600);
+}
+static int odd_outputs(void) {
+  return PICK_OF(1, 20, 31, 32, 33, 64, 70, 96, 100, 161);
+}
 
 static ust_format pick_format(const ust_kernels *kernels) {
   static const ust_format formats[] = {UST_FORMAT_BF16, UST_FORMAT_Q8, UST_FORMAT_Q4, UST_FORMAT_Q4K, UST_FORMAT_F32};
@@ -164,9 +169,10 @@ static void check_element(const ust_kernels *kernels, const sample *s, const cal
     bound = 1.2 * bound + 2e-6 * fmin(1, fabs(want)) + 1e-6 * fabs(want) + activation_error(kernels) * fabs(want);
   }
   CHECK(fabs(got - want) <= bound,
-        "%s: matmul format %d, %d x %d, %d rows, panels %d-%d, epilogue %d, row %d, output %d: %.9g, expected %.9g +- %.3g",
-        kernels->name, s->m.format, s->m.cols, s->m.rows, c->rows, c->panel, c->panel_end, c->epilogue, row, output, got,
-        want, bound);
+        "%s: matmul format %d, %d x %d, %d rows, panels %d-%d, epilogue %d, row %d, output %d: %.9g, expected %.9g +- "
+        "%.3g",
+        kernels->name, s->m.format, s->m.cols, s->m.rows, c->rows, c->panel, c->panel_end, c->epilogue, row, output,
+        got, want, bound);
 }
 
 static void matmul_reference(const ust_kernels *kernels) {
@@ -185,7 +191,8 @@ static void matmul_reference(const ust_kernels *kernels) {
     for (size_t k = 0; k < changed; k++) { /* a row, or its every second block, of zeros, of tiny or of large values */
       size_t at = (size_t)special * c.x_stride + k;
       if (every_second && k / UST_BLOCK % 2) continue;
-      store_activation(kernels, (void *)(uintptr_t)c.x, at, exponent ? ldexpf(load_activation(kernels, c.x, at), exponent) : 0);
+      store_activation(kernels, (void *)(uintptr_t)c.x, at,
+                       exponent ? ldexpf(load_activation(kernels, c.x, at), exponent) : 0);
     }
     if (pick(0, 1)) {
       float *bias = fenced_floats((size_t)(panels * UST_PANEL));
@@ -217,8 +224,8 @@ LEVEL_TEST(matmul_reference)
 /* ---- invariance ---- */
 
 /* Rows first … first+count-1 of x alone, panel by panel, must be those rows of `whole`. */
-static void check_part(const ust_kernels *kernels, const sample *s, const void *x, size_t x_stride, ust_epilogue epilogue,
-                       const unsigned char *whole, size_t y_stride, int first, int count) {
+static void check_part(const ust_kernels *kernels, const sample *s, const void *x, size_t x_stride,
+                       ust_epilogue epilogue, const unsigned char *whole, size_t y_stride, int first, int count) {
   size_t size = y_size(kernels, epilogue), bytes = (size_t)count * y_stride * size;
   int panels = (int)(y_stride / UST_PANEL), held = buffer_count;
   size_t x_bytes = (size_t)count * x_stride * kernels->activation_size;
@@ -231,8 +238,8 @@ static void check_part(const ust_kernels *kernels, const sample *s, const void *
     panel = end;
   }
   CHECK(memcmp(y, whole + (size_t)first * y_stride * size, bytes) == 0,
-        "%s: matmul format %d, %d x %d, epilogue %d: rows %d-%d alone differ from the same rows among 64", kernels->name,
-        s->m.format, s->m.cols, s->m.rows, epilogue, first, first + count - 1);
+        "%s: matmul format %d, %d x %d, epilogue %d: rows %d-%d alone differ from the same rows among 64",
+        kernels->name, s->m.format, s->m.cols, s->m.rows, epilogue, first, first + count - 1);
   fenced_release_from("matmul", held);
 }
 
@@ -264,10 +271,12 @@ static void matmul_isolation(const ust_kernels *kernels) {
     void *x = random_activations(kernels, rows, s.m.cols, x_stride);
     float *clean = fenced_floats((size_t)rows * y_stride), *dirty = fenced_floats((size_t)rows * y_stride);
     multiply(kernels, &s.m, 0, panels, x, x_stride, rows, NULL, UST_STORE, clean, y_stride);
-    for (int c = 0; c < s.m.cols; c++) store_activation(kernels, x, (size_t)bad * x_stride + (size_t)c, c % 2 ? NAN : INFINITY);
+    for (int c = 0; c < s.m.cols; c++)
+      store_activation(kernels, x, (size_t)bad * x_stride + (size_t)c, c % 2 ? NAN : INFINITY);
     multiply(kernels, &s.m, 0, panels, x, x_stride, rows, NULL, UST_STORE, dirty, y_stride);
     for (int r = 0; r < rows; r++)
-      CHECK(r == bad || memcmp(clean + (size_t)r * y_stride, dirty + (size_t)r * y_stride, y_stride * sizeof(float)) == 0,
+      CHECK(r == bad ||
+                memcmp(clean + (size_t)r * y_stride, dirty + (size_t)r * y_stride, y_stride * sizeof(float)) == 0,
             "%s: NaN in row %d of %d changed row %d", kernels->name, bad, rows, r);
     fenced_release("matmul");
   }
@@ -321,8 +330,9 @@ static void quantised_same_bits(const ust_kernels *kernels) {
     }
     for (size_t i = 0; i < (size_t)rows * y_stride; i++)
       CHECK(memcmp(y[0] + i, y[1] + i, sizeof(float)) == 0,
-            "%s: matrix of format %d, %d x %d, %d rows, row %zu, output %zu: %.9g, at the scalar level %.9g", kernels->name,
-            format, own.m.cols, own.m.rows, rows, i / y_stride, i % y_stride, (double)y[0][i], (double)y[1][i]);
+            "%s: matrix of format %d, %d x %d, %d rows, row %zu, output %zu: %.9g, at the scalar level %.9g",
+            kernels->name, format, own.m.cols, own.m.rows, rows, i / y_stride, i % y_stride, (double)y[0][i],
+            (double)y[1][i]);
     fenced_release("matmul");
   }
 }
@@ -336,8 +346,8 @@ static void unpack_rows(const ust_kernels *kernels) {
       kernels->unpack_row(&s.m, r, out);
       for (int c = 0; c < s.m.cols; c++) {
         float want = s.values[(size_t)r * (size_t)s.m.cols + (size_t)c];
-        CHECK(out[c] == want, "%s: unpack_row format %d, %d x %d, (%d, %d): %.9g, expected %.9g", kernels->name, s.m.format,
-              s.m.cols, s.m.rows, r, c, (double)out[c], (double)want);
+        CHECK(out[c] == want, "%s: unpack_row format %d, %d x %d, (%d, %d): %.9g, expected %.9g", kernels->name,
+              s.m.format, s.m.cols, s.m.rows, r, c, (double)out[c], (double)want);
       }
     }
     fenced_release("unpack_row");
@@ -389,7 +399,8 @@ static void q8_blocks(void **state) {
     float scale = ust_f16_to_f32(block.scale);
     assert_int_equal(block.scale, ust_f32_to_f16(most / 127.0f));
     for (int i = 0; i < 32; i++) /* half a step, and what rounding the scale to f16 does to 127 of them */
-      CHECK(fabs((double)x[i] - (double)(scale * (float)block.q[i])) <= 0.5001 * (double)(most / 127) + 127 * (fabs((double)scale) * 0x1p-11 + 0x1p-25),
+      CHECK(fabs((double)x[i] - (double)(scale * (float)block.q[i])) <=
+                0.5001 * (double)(most / 127) + 127 * (fabs((double)scale) * 0x1p-11 + 0x1p-25),
             "q8_quantize: %.9g -> %d * %.9g", (double)x[i], block.q[i], (double)scale);
   }
 }
@@ -414,7 +425,8 @@ static void q4_blocks(void **state) {
     if (trial) assert_int_equal(run.q[largest], 0);
     double step = fabs((double)x[largest]) / 8;
     for (int i = 0; i < 32; i++)
-      CHECK(fabs((double)x[i] - (double)values[i]) <= (run.q[i] == 15 ? 1.001 : 0.501) * step + 8 * (step * 0x1p-11 + 0x1p-25),
+      CHECK(fabs((double)x[i] - (double)values[i]) <=
+                (run.q[i] == 15 ? 1.001 : 0.501) * step + 8 * (step * 0x1p-11 + 0x1p-25),
             "q4_quantize: %.9g -> %.9g, step %.9g", (double)x[i], (double)values[i], step);
   }
 }

@@ -4,7 +4,9 @@
 
 #include <float.h>
 
-static int odd_length(void) { return pick(0, 3) ? pick(1, 130) : PICK_OF(256, 320, 321, 1280, 1599); }
+static int odd_length(void) {
+  return pick(0, 3) ? pick(1, 130) : PICK_OF(256, 320, 321, 1280, 1599);
+}
 
 static double norm_input(const float *x, int n, double epsilon, double *mean, double *rstd, double *most) {
   double sum = 0, squares = 0;
@@ -15,10 +17,10 @@ static double norm_input(const float *x, int n, double epsilon, double *mean, do
   return *rstd = 1 / sqrt(squares / n + epsilon);
 }
 
-#define CLOSE(got, want, bound, ...) \
-  do { \
-    double got_ = (got), want_ = (want), bound_ = (bound); \
-    CHECK(fabs(got_ - want_) <= bound_, __VA_ARGS__); \
+#define CLOSE(got, want, bound, ...)                                                                                   \
+  do {                                                                                                                 \
+    double got_ = (got), want_ = (want), bound_ = (bound);                                                             \
+    CHECK(fabs(got_ - want_) <= bound_, __VA_ARGS__);                                                                  \
   } while (0)
 
 /* ---- activations ---- */
@@ -40,11 +42,12 @@ static void layer_norm(const ust_kernels *kernels) {
     norm_input(x, n, (double)epsilon, &mean, &rstd, &most);
     for (int i = 0; i < n; i++) {
       double want = ((double)x[i] - mean) * rstd * (double)gain[i] + (double)bias[i];
-      double bound = 1e-6 * (most * rstd + fabs((double)x[i] - mean) * rstd * (1 + most * rstd)) * fabs((double)gain[i]) +
-                     1e-6 * fabs((double)bias[i]);
+      double bound =
+          1e-6 * (most * rstd + fabs((double)x[i] - mean) * rstd * (1 + most * rstd)) * fabs((double)gain[i]) +
+          1e-6 * fabs((double)bias[i]);
       double got = load_activation(kernels, y, (size_t)i);
-      CLOSE(got, want, bound + activation_error(kernels) * fabs(want), "%s: layer_norm of %d, element %d: %.9g, expected %.9g",
-            kernels->name, n, i, got, want);
+      CLOSE(got, want, bound + activation_error(kernels) * fabs(want),
+            "%s: layer_norm of %d, element %d: %.9g, expected %.9g", kernels->name, n, i, got, want);
       CLOSE(y_train[i], want, bound, "%s: layer_norm_train of %d, element %d", kernels->name, n, i);
     }
     CLOSE(mean_rstd[0], mean, 1e-6 * most, "%s: mean of %d", kernels->name, n);
@@ -71,7 +74,8 @@ static void convert(const ust_kernels *kernels) {
     kernels->convert(x, n, y);
     for (int i = 0; i < stride; i++) {
       float want = i < n ? to_activation_value(kernels, x[i]) : 0, got = load_activation(kernels, y, (size_t)i);
-      CHECK(memcmp(&want, &got, sizeof got) == 0, "%s: convert of %d, element %d: %.9g", kernels->name, n, i, (double)got);
+      CHECK(memcmp(&want, &got, sizeof got) == 0, "%s: convert of %d, element %d: %.9g", kernels->name, n, i,
+            (double)got);
     }
     x[0] = NAN;
     kernels->convert(x, n, y);
@@ -116,7 +120,8 @@ static void left_operands(const ust_kernels *kernels) {
     fill_uniform(weights, (size_t)outputs * (size_t)inputs, -1, 1);
     fill_uniform(bias, (size_t)outputs, -1, 1);
     for (int r = 0; r < rows; r++)
-      for (int k = 0; k < inputs; k++) across[(size_t)k * (size_t)rows + (size_t)r] = x[(size_t)r * x_stride + (size_t)k];
+      for (int k = 0; k < inputs; k++)
+        across[(size_t)k * (size_t)rows + (size_t)r] = x[(size_t)r * x_stride + (size_t)k];
     ust_matrix w = {.format = UST_FORMAT_BF16, .rows = outputs, .cols = inputs};
     w.bytes = kernels->matrix_bytes(w.format, outputs, inputs);
     w.data = fenced(w.bytes);
@@ -132,8 +137,7 @@ static void left_operands(const ust_kernels *kernels) {
 
     char *plain = fenced(left_bytes);
     for (int r = 0; r < rows; r++)
-      kernels->convert(x + (size_t)r * x_stride, inputs,
-                       plain + (size_t)r * (size_t)inputs * kernels->activation_size);
+      kernels->convert(x + (size_t)r * x_stride, inputs, plain + (size_t)r * (size_t)inputs * kernels->activation_size);
     float *want = fenced_floats((size_t)count * y_stride), *got = fenced_floats((size_t)count * y_stride);
     for (int way = 0; way < 4; way++) {
       const float *with = way & 1 ? bias : NULL;
@@ -166,7 +170,8 @@ static void gelu(const ust_kernels *kernels) {
       double v = x[i], want = gelu_reference(v), u = sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v);
       double slope = 0.5 * (1 + tanh(u)) +
                      0.5 * v / (cosh(u) * cosh(u)) * sqrt(2 / 3.14159265358979323846) * (1 + 3 * 0.044715 * v * v);
-      CLOSE(y[i], want, 2e-6 * fmin(1, fabs(v)) + 1e-6 * fabs(want), "%s: gelu(%.9g) = %.9g", kernels->name, v, (double)y[i]);
+      CLOSE(y[i], want, 2e-6 * fmin(1, fabs(v)) + 1e-6 * fabs(want), "%s: gelu(%.9g) = %.9g", kernels->name, v,
+            (double)y[i]);
       CLOSE(dx[i], (double)dy[i] * slope, 5e-6 * fabs((double)dy[i]), "%s: gelu'(%.9g) * %.9g = %.9g", kernels->name, v,
             (double)dy[i], (double)dx[i]);
     }
@@ -207,7 +212,8 @@ static void layer_norm_backward(const ust_kernels *kernels) {
             "%s: layer_norm_backward of %d, dx[%d]", kernels->name, n, i);
       CLOSE(d[1][i], (double)before[1][i] + (double)dy[i] * normal, 1e-6 * (1 + fabs(normal)),
             "%s: layer_norm_backward of %d, dgain[%d]", kernels->name, n, i);
-      CLOSE(d[2][i], (double)before[2][i] + (double)dy[i], 1e-6, "%s: layer_norm_backward of %d, dbias[%d]", kernels->name, n, i);
+      CLOSE(d[2][i], (double)before[2][i] + (double)dy[i], 1e-6, "%s: layer_norm_backward of %d, dbias[%d]",
+            kernels->name, n, i);
     }
     fenced_release("layer_norm_backward");
   }
@@ -236,20 +242,23 @@ static void softmax(const ust_kernels *kernels) {
     memcpy(d, gradient, count * sizeof(float));
     double want_log = log_sum(logits, n), dot = 0, rounding = 2e-6 + 3e-7 * (double)(size + fabsf(offset));
     float got_log = kernels->softmax(x, n, stride), maximum = -FLT_MAX, sum = 0;
-    CLOSE(got_log, want_log, 2e-6 * (1 + fabs(want_log)), "%s: softmax of %d: log(sum) %.9g", kernels->name, n, (double)got_log);
+    CLOSE(got_log, want_log, 2e-6 * (1 + fabs(want_log)), "%s: softmax of %d: log(sum) %.9g", kernels->name, n,
+          (double)got_log);
     kernels->softmax_backward(x, d, n, stride);
     kernels->log_sum_exp(logits, split, &maximum, &sum);
     kernels->log_sum_exp(logits + split, n - split, &maximum, &sum);
-    CLOSE((double)maximum + log((double)sum), want_log, 2e-6 * (1 + fabs(want_log)), "%s: log_sum_exp of %d + %d", kernels->name,
-          split, n - split);
+    CLOSE((double)maximum + log((double)sum), want_log, 2e-6 * (1 + fabs(want_log)), "%s: log_sum_exp of %d + %d",
+          kernels->name, split, n - split);
     kernels->probabilities(again, n, (float)want_log, scale);
     for (int i = 0; i < n; i++) dot += exp((double)logits[i] - want_log) * (double)gradient[i];
     for (int i = 0; i < stride; i++) {
       double p = i < n ? exp((double)logits[i] - want_log) : 0;
       CLOSE(x[i], p, p * rounding + 1e-30, "%s: softmax of %d, element %d", kernels->name, n, i);
-      CLOSE(d[i], i < n ? p * ((double)gradient[i] - dot) : 0, p * 4 * rounding + 1e-30, "%s: softmax_backward of %d, element %d",
-            kernels->name, n, i);
-      if (i < n) CLOSE(again[i], (double)scale * p, (double)scale * p * rounding + 1e-30, "%s: probabilities of %d, element %d", kernels->name, n, i);
+      CLOSE(d[i], i < n ? p * ((double)gradient[i] - dot) : 0, p * 4 * rounding + 1e-30,
+            "%s: softmax_backward of %d, element %d", kernels->name, n, i);
+      if (i < n)
+        CLOSE(again[i], (double)scale * p, (double)scale * p * rounding + 1e-30, "%s: probabilities of %d, element %d",
+              kernels->name, n, i);
     }
     fenced_release("softmax");
   }
@@ -273,7 +282,8 @@ static void distill(const ust_kernels *kernels) {
       double want = (double)scale * (exp(log_q) - exp(log_p));
       CLOSE(x[i], want, 1e-5 * (exp(log_q) + exp(log_p)), "%s: distill of %d, element %d", kernels->name, n, i);
     }
-    CLOSE(got, divergence, 1e-5 * sum_abs, "%s: distill of %d: divergence %.9g, expected %.9g", kernels->name, n, got, divergence);
+    CLOSE(got, divergence, 1e-5 * sum_abs, "%s: distill of %d: divergence %.9g, expected %.9g", kernels->name, n, got,
+          divergence);
     fenced_release("distill");
   }
 }
@@ -307,7 +317,8 @@ static void adamw(const ust_kernels *kernels) {
     fill_uniform(m, n, -0.1f, 0.1f);
     fill_uniform(v, n, 0, 0.1f);
     for (int i = 0; i < 3; i++) memcpy(old[i] = fenced_floats(n), (float *[]){w, m, v}[i], n * sizeof(float));
-    float scale = uniform(0.1f, 1), rate = 1e-3f, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, decay = pick(0, 1) ? 0.1f : 0;
+    float scale = uniform(0.1f, 1), rate = 1e-3f, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f,
+          decay = pick(0, 1) ? 0.1f : 0;
     float correction1 = 1 - powf(beta1, 3), correction2 = 1 - powf(beta2, 3);
     kernels->adamw(w, g, m, v, n, scale, rate, beta1, beta2, epsilon, decay, correction1, correction2);
     for (size_t i = 0; i < n; i++) {
@@ -316,10 +327,11 @@ static void adamw(const ust_kernels *kernels) {
       double second = (double)beta2 * (double)old[2][i] + (1 - (double)beta2) * grad * grad;
       double step = first / (double)correction1 / (sqrt(second / (double)correction2) + (double)epsilon);
       double want = (double)old[0][i] - (double)rate * (step + (double)decay * (double)old[0][i]);
-      CLOSE(m[i], first, 1e-6 * (fabs((double)old[1][i]) + fabs(grad)), "%s: adamw of %zu, m[%zu]", kernels->name, n, i);
+      CLOSE(m[i], first, 1e-6 * (fabs((double)old[1][i]) + fabs(grad)), "%s: adamw of %zu, m[%zu]", kernels->name, n,
+            i);
       CLOSE(v[i], second, 1e-6 * second + 1e-12, "%s: adamw of %zu, v[%zu]", kernels->name, n, i);
-      CLOSE(w[i], want, 2e-7 * fabs(want) + 5e-6 * (double)rate * (1 + fabs(step)), "%s: adamw of %zu, weight[%zu]: %.9g, expected %.9g",
-            kernels->name, n, i, (double)w[i], want);
+      CLOSE(w[i], want, 2e-7 * fabs(want) + 5e-6 * (double)rate * (1 + fabs(step)),
+            "%s: adamw of %zu, weight[%zu]: %.9g, expected %.9g", kernels->name, n, i, (double)w[i], want);
     }
     fenced_release("adamw");
   }

@@ -78,8 +78,8 @@ static void rows_do_not_depend_on_company(void **unused) {
     if (!ust_kernels_get((ust_isa)isa, NULL)) continue;
     for (int variant = 0; variant < 3; variant++) {
       static const ust_type types[] = {UST_TYPE_Q8_0, UST_TYPE_BF16, UST_TYPE_Q4_0};
-      random_model shape = {VOCABULARY, CONTEXT, variant == 1 ? 80 : 64, 2, variant == 1 ? 5 : 1, types[variant],
-                            (uint64_t)(17 + isa), 0.15f};
+      random_model shape = {VOCABULARY,           CONTEXT,        variant == 1 ? 80 : 64, 2,
+                            variant == 1 ? 5 : 1, types[variant], (uint64_t)(17 + isa),   0.15f};
       fixture f = {.model = random_model_open(&shape, (ust_isa)isa, 1 + variant % 2)};
       understudy_error err;
       assert_int_equal(ust_timeline_create(f.model, CONTEXT, NODES, &f.tree, &err), UNDERSTUDY_OK);

@@ -13,8 +13,16 @@
 
 enum { WINDOW = 16, SEQUENCES = 2, TOKENS = WINDOW * SEQUENCES, STEPS = 10 };
 
-static const ust_config shape = {.architecture = "gpt2", .vocabulary = 97, .context = 24, .width = 64, .layers = 2,
-                                 .heads = 2, .feed_forward = 160, .norm_epsilon = 1e-5f, .bos = -1, .eos = -1};
+static const ust_config shape = {.architecture = "gpt2",
+                                 .vocabulary = 97,
+                                 .context = 24,
+                                 .width = 64,
+                                 .layers = 2,
+                                 .heads = 2,
+                                 .feed_forward = 160,
+                                 .norm_epsilon = 1e-5f,
+                                 .bos = -1,
+                                 .eos = -1};
 
 static char *fixture;
 static size_t fixture_size;
@@ -100,8 +108,9 @@ static void compare_activations(const ust_gpt2_train *m, double bound) {
       const char *name;
       const float *values;
       size_t count;
-    } kept[] = {{"input", k->input, narrow},   {"norm1", k->norm1, narrow}, {"qkv", k->qkv, 3 * narrow},
-                {"attention", k->attention, narrow}, {"middle", k->middle, narrow}, {"norm2", k->norm2, narrow},
+    } kept[] = {{"input", k->input, narrow},   {"norm1", k->norm1, narrow},
+                {"qkv", k->qkv, 3 * narrow},   {"attention", k->attention, narrow},
+                {"middle", k->middle, narrow}, {"norm2", k->norm2, narrow},
                 {"up", k->up, wide},           {"gelu", k->gelu, wide}};
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
       char name[64];
@@ -121,7 +130,9 @@ static void compare_gradients(const ust_gpt2_train *m, const char *kind, const c
   }
 }
 
-static void zero_gradients(ust_gpt2_train *m) { memset(m->gradients, 0, m->size * sizeof *m->gradients); }
+static void zero_gradients(ust_gpt2_train *m) {
+  memset(m->gradients, 0, m->size * sizeof *m->gradients);
+}
 
 static void adamw_step(ust_gpt2_train *m, float *moments, int step) {
   for (int i = 0; i < m->parameter_count; i++) {

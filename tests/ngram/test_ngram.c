@@ -86,7 +86,9 @@ typedef struct naive {
   double one[MOST], two[MOST][MOST], three[MOST][MOST][MOST]; /* P(token), P(token | last), P(token | last, before) */
 } naive;
 
-static double rounded(double p) { return exp(-fmax(1, ceil(-log(p) * 2048)) / 2048); }
+static double rounded(double p) {
+  return exp(-fmax(1, ceil(-log(p) * 2048)) / 2048);
+}
 
 /* Fills in[0 … vocabulary-1] from counts over a lower order, as Katz does. */
 static void naive_context(int vocabulary, const int *count, const double *discounted, const double *lower, double *in) {
@@ -126,8 +128,7 @@ static bool naive_discounts(const int *counts, size_t size, int most, double *di
     valid = valid && n[r] > 0 && share < 1 && ratio > 0 && ratio <= 1;
     discounted[r] = ratio * r;
   }
-  for (int r = 1; r <= most && !valid; r++)
-    discounted[r] = r - (n[1] > 0 && n[2] > 0 ? n[1] / (n[1] + 2 * n[2]) : 0.5);
+  for (int r = 1; r <= most && !valid; r++) discounted[r] = r - (n[1] > 0 && n[2] > 0 ? n[1] / (n[1] + 2 * n[2]) : 0.5);
   return valid;
 }
 
@@ -149,8 +150,7 @@ static naive *naive_fit(int vocabulary, const int32_t *text, size_t count) {
     sum += model->one[t] = rounded((one[t] + 0.5) / ((double)count + 0.5 * vocabulary));
   for (int t = 0; t < vocabulary; t++) model->one[t] /= sum;
   model->good_turing[0] = naive_discounts(two[0], MOST * MOST, (int)count, discounted);
-  for (int v = 0; v < vocabulary; v++)
-    naive_context(vocabulary, two[v], discounted, model->one, model->two[v]);
+  for (int v = 0; v < vocabulary; v++) naive_context(vocabulary, two[v], discounted, model->one, model->two[v]);
   model->good_turing[1] = naive_discounts(three[0][0], MOST * MOST * MOST, (int)count, discounted);
   for (int v = 0; v < vocabulary; v++)
     for (int u = 0; u < vocabulary; u++)
@@ -329,7 +329,7 @@ static void test_forged(void **unused) {
   for (int i = 0; i < 3000; i++) {
     memcpy(forged, data, size);
     for (uint32_t n = 0; n <= random_word() % 3; n++) forged[12 + random_word() % (size - 20)] = (char)random_word();
-    uint64_t sum = ust_ngram_checksum(UST_NGRAM_CHECKSUM_START, forged, size - 8);
+    uint64_t sum = ust_hash(UST_HASH_START, forged, size - 8);
     ust_ngram_put((unsigned char *)forged + size - 8, sum, 8);
     write_file(forged, size);
     ust_ngram *ngram;
@@ -353,7 +353,7 @@ static void test_tiny_rest(void **unused) {
   size_t size;
   char *data = read_file(&size);
   ust_ngram_put((unsigned char *)data + UST_NGRAM_HEADER + 4, UST_NGRAM_MOST_COST, 2);
-  ust_ngram_put((unsigned char *)data + size - 8, ust_ngram_checksum(UST_NGRAM_CHECKSUM_START, data, size - 8), 8);
+  ust_ngram_put((unsigned char *)data + size - 8, ust_hash(UST_HASH_START, data, size - 8), 8);
   write_file(data, size);
   ust_ngram *ngram = open_good(3);
   assert_true(ust_ngram_logprob(ngram, -1, -1, 2) < -30);
@@ -443,9 +443,10 @@ static int remove_directory(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_brute_force), cmocka_unit_test(test_sums_and_pruning), cmocka_unit_test(test_texts),
-    cmocka_unit_test(test_damage),      cmocka_unit_test(test_forged),           cmocka_unit_test(test_tiny_rest),
-    cmocka_unit_test(test_foreign),     cmocka_unit_test(test_time),
+      cmocka_unit_test(test_brute_force), cmocka_unit_test(test_sums_and_pruning),
+      cmocka_unit_test(test_texts),       cmocka_unit_test(test_damage),
+      cmocka_unit_test(test_forged),      cmocka_unit_test(test_tiny_rest),
+      cmocka_unit_test(test_foreign),     cmocka_unit_test(test_time),
   };
   return cmocka_run_group_tests(tests, make_directory, remove_directory);
 }

@@ -161,10 +161,10 @@ static void test_time(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_brute_force),
-    cmocka_unit_test(test_probability),
-    cmocka_unit_test(test_create),
-    cmocka_unit_test(test_time),
+      cmocka_unit_test(test_brute_force),
+      cmocka_unit_test(test_probability),
+      cmocka_unit_test(test_create),
+      cmocka_unit_test(test_time),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -101,7 +101,8 @@ static void measuring_ends(void **unused) {
   for (int i = 0; i < 4; i++) assert_float_equal(cost.seconds[i], 0.02 + 0.001 * (cost.rows[i] - 1), 1e-9);
   cost = (ust_cost){0};
   quick.disturbed = 2;
-  ust_cost_measure(&cost, (const int[]){1, 4}, 2, 40, tick, &quick, 0); /* each once: ten times as long is not believed */
+  ust_cost_measure(&cost, (const int[]){1, 4}, 2, 40, tick, &quick,
+                   0); /* each once: ten times as long is not believed */
   assert_float_equal(cost.seconds[1], 4 * cost.seconds[0], 1e-9);
   cost = (ust_cost){0};
   ust_cost_measure(&cost, order, 5, 1, tick, &quick, 10); /* room for one row */

@@ -32,15 +32,15 @@ static void priors_are_probabilities(void **unused) {
   for (int known = 0; known < 2; known++)
     for (int gap = 0; gap < UST_GAPS; gap++)
       for (int rank = 0; rank < UST_CANDIDATES; rank++) {
-        float chance = ust_record_chance(&planner.draft_hits[known][rank][gap], 1);
-        float first = ust_record_chance(&planner.draft_hits[known][0][gap], 1);
+        float chance = ust_record_chance(&planner.draft_hits[ust_draft_cell(known, rank, gap)], 1);
+        float first = ust_record_chance(&planner.draft_hits[ust_draft_cell(known, 0, gap)], 1);
         assert_true(chance > 0 && chance < 1 && (rank == 0 || first + chance < 1));
       }
   for (int i = 0; i < 60; i++)
     ust_record_observe(&planner.draft_covers, true); /* better than was thought, but no more */
   float scale = ust_planner_scale(&planner.draft_covers);
   assert_true(scale > 1.2f);
-  assert_true(ust_record_chance(&planner.draft_hits[0][0][UST_GAPS - 1], scale) <= 1);
+  assert_true(ust_record_chance(&planner.draft_hits[ust_draft_cell(false, 0, UST_GAPS - 1)], scale) <= 1);
 }
 
 /* A tree with three children everywhere, the later the likelier. */

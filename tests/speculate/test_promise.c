@@ -1,7 +1,7 @@
 /* The promise: the text of every mode equals plain decoding, token for token, whatever drafts for it.
  *
- * Random models, prompts, seeds, temperatures and filters; drafts that agree always, sometimes and never; one and
- * two threads; every kernel level of this machine. */
+ * Random models, prompts, seeds, temperatures, filters and penalties; drafts that agree always, sometimes and never; one
+ * and three threads; prompts and texts in pieces; every kernel level of this machine. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -58,15 +58,22 @@ static void check_sums(const understudy_stats *stats, const ust_details *details
               stats->seconds);
 }
 
+/* With `random` the prompt comes in pieces and the text in steps of random limits. */
 static understudy_stats generate(const ust_decoder_options *options, bool free_passes, const int32_t *prompt,
-                                 int prompt_count, text *out) {
+                                 int prompt_count, uint64_t *random, text *out) {
   ust_decoder *decoder;
   understudy_error err = {0};
   assert_int_equal(ust_decoder_create(options, &decoder, &err), UNDERSTUDY_OK);
   if (free_passes) free_of_charge(ust_decoder_planner(decoder));
-  assert_int_equal(ust_decoder_prompt(decoder, prompt, prompt_count, NULL, NULL, &err), UNDERSTUDY_OK);
+  for (int fed = 0, piece; fed < prompt_count; fed += piece) {
+    piece = random ? 1 + random_below(random, prompt_count - fed) : prompt_count;
+    assert_int_equal(ust_decoder_prompt(decoder, prompt + fed, piece, NULL, NULL, &err), UNDERSTUDY_OK);
+  }
   out->count = 0;
-  while (out->count < LENGTH && !ust_decoder_step(decoder, LENGTH - out->count, keep, out).end) {
+  for (bool end = false; out->count < LENGTH && !end;) {
+    int limit = LENGTH - out->count;
+    if (random && random_below(random, 2)) limit = 1 + random_below(random, limit);
+    end = ust_decoder_step(decoder, limit, keep, out).end;
   }
   understudy_stats stats;
   ust_decoder_stats(decoder, &stats);
@@ -108,7 +115,7 @@ static void check_level(ust_isa isa, uint64_t seed) {
   random_model shape = {VOCABULARY, CONTEXT, 32, 2, 1, types[seed % 3], seed, 0.2f};
   random_model other = shape, small = {VOCABULARY, 64, 32, 1, 2, UST_TYPE_F32, seed + 2, 0.3f};
   other.seed = seed + 1;
-  ust_model *target = random_model_open(&shape, isa, 1), *two = random_model_open(&shape, isa, 2);
+  ust_model *target = random_model_open(&shape, isa, 1), *three = random_model_open(&shape, isa, 3);
   ust_model *drafts[] = {NULL, target, random_model_open(&other, isa, 1), random_model_open(&small, isa, 1)};
   ust_ngram *ngram = random_ngram(seed);
   uint64_t state = seed;
@@ -119,29 +126,31 @@ static void check_level(ust_isa isa, uint64_t seed) {
     ust_decoder_options options = {.target = target, .context = CONTEXT, .end_token = -1, .sampling = samplings[s]};
     options.sampling.seed += seed;
     text plain, speculated;
-    generate(&options, false, prompt, prompt_count, &plain);
+    generate(&options, false, prompt, prompt_count, NULL, &plain);
     assert_int_equal(plain.count, LENGTH);
     for (int trial = 0; trial < 4; trial++) {
       int d = trial,
           stages = random_below(&state, 3); /* each draft; without, with half and with all of the text stage */
       if (d == 0 && stages == 0) stages = 2;
-      options.target = (d + stages) % 2 ? two : target;
+      options.target = (d + stages) % 2 ? three : target;
       options.draft = drafts[d];
       options.text = stages > 0;
       options.ngram = stages > 1 ? ngram : NULL;
       options.noise = random_below(&state, 2) ? UST_NOISE_SHARED : (ust_draft_noise)random_below(&state, 3);
       options.shape = (ust_shape){random_below(&state, 3) ? 0 : 1 + random_below(&state, 9), random_below(&state, 4)};
       bool free_passes = random_below(&state, 4) > 0;
-      understudy_stats stats = generate(&options, free_passes, prompt, prompt_count, &speculated);
+      bool pieces = trial != 1 || random_below(&state, 2);
+      understudy_stats stats =
+          generate(&options, free_passes, prompt, prompt_count, pieces ? &state : NULL, &speculated);
       if (speculated.count != plain.count || memcmp(speculated.tokens, plain.tokens, sizeof(int32_t) * LENGTH) != 0)
         fail_msg("level %s, seed %llu, sampling %zu, draft %d, stages %d: the text differs from plain decoding",
                  ust_isa_name(isa), (unsigned long long)seed, s, d, stages);
-      if (d == 1 && free_passes && options.noise == UST_NOISE_SHARED && options.shape.length == 0)
+      if (d == 1 && free_passes && !pieces && options.noise == UST_NOISE_SHARED && options.shape.length == 0)
         assert_true(stats.target_passes < LENGTH / 3); /* a draft that is the target must help */
     }
   }
   ust_model_close(target);
-  ust_model_close(two);
+  ust_model_close(three);
   ust_model_close(drafts[2]);
   ust_model_close(drafts[3]);
   ust_ngram_close(ngram);

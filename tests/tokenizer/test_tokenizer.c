@@ -184,10 +184,22 @@ static void test_long_runs(void **state) {
   static const struct {
     const char *unit;
     size_t size;
-  } runs[] = {{"a", 1},     {"^", 1},         {"\n", 1},           {" ", 1},
-              {"ab", 2},    {"\xFF", 1},      {"\xE6\xAD", 2},     {"\xE4\xBD\xA0", 3},
-              {"'", 1},     {" a", 2},        {"0", 1},            {"<|endoftext|>", 13},
-              {" \n", 2},   {"\0", 1},        {"<|endoftext|", 12}, {"abcdefghijklmnopqrstuvwxyz", 26}};
+  } runs[] = {{"a", 1},
+              {"^", 1},
+              {"\n", 1},
+              {" ", 1},
+              {"ab", 2},
+              {"\xFF", 1},
+              {"\xE6\xAD", 2},
+              {"\xE4\xBD\xA0", 3},
+              {"'", 1},
+              {" a", 2},
+              {"0", 1},
+              {"<|endoftext|>", 13},
+              {" \n", 2},
+              {"\0", 1},
+              {"<|endoftext|", 12},
+              {"abcdefghijklmnopqrstuvwxyz", 26}};
   char *text = malloc(LENGTH);
   assert_non_null(text);
   for (size_t run = 0; run < sizeof runs / sizeof *runs; run++) {
@@ -231,9 +243,9 @@ static void test_from_arrays(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_reference),   cmocka_unit_test(test_invalid_utf8),     cmocka_unit_test(test_random_bytes),
-      cmocka_unit_test(test_special),     cmocka_unit_test(test_bytes_of_bad_ids), cmocka_unit_test(test_long_runs),
-      cmocka_unit_test(test_empty),       cmocka_unit_test(test_from_arrays),
+      cmocka_unit_test(test_reference), cmocka_unit_test(test_invalid_utf8),     cmocka_unit_test(test_random_bytes),
+      cmocka_unit_test(test_special),   cmocka_unit_test(test_bytes_of_bad_ids), cmocka_unit_test(test_long_runs),
+      cmocka_unit_test(test_empty),     cmocka_unit_test(test_from_arrays),
   };
   return cmocka_run_group_tests(tests, open_gpt2, close_gpt2);
 }

@@ -90,9 +90,17 @@ static void logits_of(const char *path, float *out) {
 }
 
 static ust_config small_config(void) {
-  return (ust_config){.architecture = "gpt2", .name = "small", .vocabulary = VOCABULARY, .context = CONTEXT,
-                      .width = WIDTH, .layers = LAYERS, .heads = 1, .feed_forward = 4 * WIDTH, .norm_epsilon = 1e-5f,
-                      .bos = -1, .eos = -1};
+  return (ust_config){.architecture = "gpt2",
+                      .name = "small",
+                      .vocabulary = VOCABULARY,
+                      .context = CONTEXT,
+                      .width = WIDTH,
+                      .layers = LAYERS,
+                      .heads = 1,
+                      .feed_forward = 4 * WIDTH,
+                      .norm_epsilon = 1e-5f,
+                      .bos = -1,
+                      .eos = -1};
 }
 
 static void grow_file(const char *from, const char *to, int repeat, int layers, ust_type type) {

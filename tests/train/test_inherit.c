@@ -58,9 +58,10 @@ static double first_kl(int width, int heads, int layers) {
 static void starts_as_its_teacher(void **state) {
   (void)state;
   double random = first_kl(64, 1, 2); /* heads of another size than the teacher's are not taken */
-  double same = first_kl(64, 2, 2), deeper = first_kl(64, 2, 3), half = first_kl(32, 1, 2), shallow = first_kl(64, 2, 1);
-  print_message("KL: same %g, one layer more %g, one less %g, half as wide %g, random %g\n", same, deeper, shallow, half,
-                random);
+  double same = first_kl(64, 2, 2), deeper = first_kl(64, 2, 3), half = first_kl(32, 1, 2),
+         shallow = first_kl(64, 2, 1);
+  print_message("KL: same %g, one layer more %g, one less %g, half as wide %g, random %g\n", same, deeper, shallow,
+                half, random);
   assert_true(random > 0.1);
   assert_true(same >= 0 && same < 0.01 * random);
   assert_true(deeper >= 0 && deeper < 0.01 * random);
@@ -106,7 +107,8 @@ static int set_up(void **state) {
   snprintf(folder, sizeof folder, "/tmp/understudy-inherit-XXXXXX");
   understudy_error err;
   if (!mkdtemp(folder) || ust_tokenizer_load(FIXTURES "/gpt2-tiny", &tokenizer, &err) != UNDERSTUDY_OK) return -1;
-  static const char *const words[] = {"the", "lead", "only", "has", "to", "nod", "return", "value", "self", "def", "\n"};
+  static const char *const words[] = {"the",    "lead",  "only", "has", "to", "nod",
+                                      "return", "value", "self", "def", "\n"};
   FILE *corpus = fopen(in_folder("corpus.txt"), "wb");
   uint64_t random = 1, word = 0;
   for (int i = 0; corpus && i < 4000; i++) { /* a word says much about the next */
@@ -133,6 +135,7 @@ static int tear_down(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(starts_as_its_teacher), cmocka_unit_test(threads_and_stopping_change_nothing)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(starts_as_its_teacher),
+                                     cmocka_unit_test(threads_and_stopping_change_nothing)};
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }

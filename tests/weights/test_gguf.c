@@ -37,7 +37,8 @@ static void write_shapes(const char *path) {
   assert_int_equal(ust_gguf_create(path, &w, &err), UNDERSTUDY_OK);
   ust_config config = {"gpt2", "tiny", 5, 128, 64, 3, 4, 256, 1e-5f, -1, 4};
   ust_gguf_config(w, &config, UST_TYPE_Q8_0);
-  ust_gguf_vocabulary(w, &(ust_vocabulary){.tokens = tokens, .types = types, .count = 5, .merges = merges, .merge_count = 2});
+  ust_gguf_vocabulary(
+      w, &(ust_vocabulary){.tokens = tokens, .types = types, .count = 5, .merges = merges, .merge_count = 2});
   for (int i = 0; i < SHAPES; i++) ust_gguf_declare(w, shapes[i].name, shapes[i].type, shapes[i].rows, shapes[i].cols);
   for (int i = 0; i < SHAPES; i++) {
     float *values = random_values(shapes[i].rows * shapes[i].cols, 100u + (unsigned)i);

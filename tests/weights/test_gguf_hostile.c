@@ -400,8 +400,8 @@ static void every_prefix_fails(void **state) {
 static void flipped_bytes(void **state) {
   (void)state;
   file_spec s = good;
-  tensor_spec list[] = {{"f16", 2, 1, {3, 5}, 96},    {"q8", 2, 8, {32, 2}, 128},  {"bf16", 1, 30, {9}, 224},
-                        {"q4", 2, 2, {32, 2}, 256},   {"q4k", 2, 12, {256, 1}, 320}, {"q6k", 1, 14, {256}, 480}};
+  tensor_spec list[] = {{"f16", 2, 1, {3, 5}, 96},  {"q8", 2, 8, {32, 2}, 128},    {"bf16", 1, 30, {9}, 224},
+                        {"q4", 2, 2, {32, 2}, 256}, {"q4k", 2, 12, {256, 1}, 320}, {"q6k", 1, 14, {256}, 480}};
   s.list = list;
   s.list_count = sizeof list / sizeof *list;
   s.data = 704;
