@@ -98,7 +98,7 @@ void ust_planner_observe_plan(ust_planner *p, const ust_plan *plan, const double
   p->row = 0.9 * ust_planner_row(p) + 0.1 * UST_MAX(UST_MIN(plan->last, another), 0.0);
   p->single = plan->rows == 1 ? p->single + 1 : 0;
   double missed = drafts ? UST_MAX(plan->first, (double)ust_record_chance(&p->evaluated[0], 1)) : plan->first;
-  if (p->single > PATIENCE) ust_cost_fade_rows(&p->target_cost, fade * missed);
+  if (p->single > PATIENCE && another >= missed) ust_cost_fade_rows(&p->target_cost, fade * missed);
 }
 
 void ust_planner_observe_step(ust_planner *p, int tokens, double seconds) {
