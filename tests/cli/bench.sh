@@ -37,9 +37,9 @@ bench set.jsonl --json absent/x.json 2>&1
 for variants in cha chains chain, ,tree tree,x,chain; do bench set.jsonl --variants "$variants" 2>&1; done
 
 echo "== stopped"
-yes '{"prompt": "hello"}' | head -100000 >many.jsonl
+yes '{"prompt": "hello"}' | head -5000 >many.jsonl
 "$UNDERSTUDY" bench -m "$model" --prompts many.jsonl --json never.json >stdout 2>stderr &
-sleep 1
+sleep 6
 kill -INT $!
 wait $!
 echo "exit $?: $(cat stderr)"
