@@ -130,11 +130,11 @@ typedef struct understudy_sampling {
 UNDERSTUDY_API understudy_status understudy_session_create(const understudy_engine *engine, understudy_mode mode,
                                                            const understudy_sampling *sampling,
                                                            understudy_session **session, understudy_error *err);
-/* Frees a session. NULL is allowed. */
+/* Frees a session. NULL is allowed. Not from a callback of the session, where it does nothing. */
 UNDERSTUDY_API void understudy_session_close(understudy_session *session);
 
-/* Forgets the text (statistics and what the planner has learned of costs and acceptance stay) and, when
- * `sampling` is not NULL, takes new sampling parameters. */
+/* Forgets the text and, when `sampling` is not NULL, takes new sampling parameters. Statistics stay, and what the
+ * session has learned: costs, acceptance, and what the target thought likeliest after which two tokens. */
 UNDERSTUDY_API understudy_status understudy_session_reset(understudy_session *session,
                                                           const understudy_sampling *sampling, understudy_error *err);
 

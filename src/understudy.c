@@ -46,7 +46,7 @@ static void clear(understudy_error *err) {
 /* A public function's argument that must not be NULL. */
 #define REQUIRE(err, pointer, name)                                                                                    \
   do {                                                                                                                 \
-    if (!(pointer)) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, name ": found NULL, expected one");               \
+    if (!(pointer)) return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, name ": found NULL, expected a pointer");         \
   } while (0)
 
 /* A session in the middle of a call can do nothing else. */
@@ -69,69 +69,67 @@ static understudy_status open_tokenizer(const ust_weights *weights, ust_tokenize
   return ust_tokenizer_create(&vocabulary, path, tokenizer, err);
 }
 
-/* Opens one model and its tokenizer; the vocabularies of both must agree. */
-static understudy_status open_model(const understudy_engine_options *options, const char *path,
-                                    understudy_engine *engine, ust_model **model, ust_tokenizer **tokenizer,
-                                    understudy_error *err) {
+/* A model's files, opened and checked; its weights are read last. */
+typedef struct opened {
   ust_weights *weights;
-  UST_TRY(ust_weights_open(path, &weights, err));
-  understudy_status status = open_tokenizer(weights, tokenizer, err);
-  if (status == UNDERSTUDY_OK &&
-      ust_tokenizer_vocabulary(*tokenizer)->count > (size_t)ust_weights_config(weights)->vocabulary)
-    status =
-        ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the tokenizer has %zu tokens, expected at most the model's %d",
-                  path, ust_tokenizer_vocabulary(*tokenizer)->count, ust_weights_config(weights)->vocabulary);
-  if (status == UNDERSTUDY_OK)
-    status = ust_model_open(weights, engine->kernels, engine->threads, options->progress, options->user, model, err);
-  ust_weights_close(weights);
-  return status;
+  ust_tokenizer *tokenizer;
+} opened;
+
+static void close_files(opened *files) {
+  ust_weights_close(files->weights);
+  ust_tokenizer_free(files->tokenizer);
 }
 
-static understudy_status open_draft(const understudy_engine_options *options, understudy_engine *engine,
-                                    understudy_error *err) {
-  ust_tokenizer *tokenizer = NULL;
-  understudy_status status = open_model(options, options->draft, engine, &engine->draft, &tokenizer, err);
-  if (status == UNDERSTUDY_OK &&
-      (ust_tokenizer_fingerprint(tokenizer) != ust_tokenizer_fingerprint(engine->tokenizer) ||
-       ust_model_config(engine->draft)->vocabulary != ust_model_config(engine->target)->vocabulary))
-    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: the draft's vocabulary differs, expected that of %s",
-                       options->draft, options->target);
-  ust_tokenizer_free(tokenizer);
-  return status;
+/* Opens a model and its tokenizer; the vocabularies of both must agree. */
+static understudy_status open_files(const char *path, opened *files, understudy_error *err) {
+  UST_TRY(ust_weights_open(path, &files->weights, err));
+  UST_TRY(open_tokenizer(files->weights, &files->tokenizer, err));
+  const size_t found = ust_tokenizer_vocabulary(files->tokenizer)->count;
+  const int most = ust_weights_config(files->weights)->vocabulary;
+  if (found <= (size_t)most) return UNDERSTUDY_OK;
+  return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: the tokenizer has %zu tokens, expected at most the model's %d",
+                   path, found, most);
 }
 
-static understudy_status choose_kernels(const char *name, const ust_kernels **kernels, understudy_error *err) {
-  ust_isa isa = ust_kernels_best();
-  const char *reason;
-  if (name && !ust_isa_parse(name, &isa))
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "isa: found '%s', expected scalar, avx2, avx512 or amx", name);
-  *kernels = ust_kernels_get(isa, &reason);
-  if (!*kernels) return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "isa: %s cannot run here: %s", name, reason);
-  return UNDERSTUDY_OK;
+static understudy_status check_draft(const understudy_engine_options *options, const opened *target,
+                                     const opened *draft, understudy_error *err) {
+  if (ust_tokenizer_fingerprint(draft->tokenizer) == ust_tokenizer_fingerprint(target->tokenizer) &&
+      ust_weights_config(draft->weights)->vocabulary == ust_weights_config(target->weights)->vocabulary)
+    return UNDERSTUDY_OK;
+  return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: the draft's vocabulary differs, expected that of %s",
+                   options->draft, options->target);
 }
 
-static understudy_status open_all(const understudy_engine_options *options, understudy_engine *engine,
-                                  understudy_error *err) {
+static understudy_status open_model(const understudy_engine_options *options, const understudy_engine *engine,
+                                    const opened *files, ust_model **model, understudy_error *err) {
+  return ust_model_open(files->weights, engine->kernels, engine->threads, options->progress, options->user, model, err);
+}
+
+/* What can be refused is refused before weights are read. */
+static understudy_status open_all(const understudy_engine_options *options, understudy_engine *engine, opened *target,
+                                  opened *draft, understudy_error *err) {
   if (!options->target)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "target: found none, expected a model file or directory");
   if (options->threads < 0 || options->threads > 1024)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "threads: found %d, expected 0 to 1024", options->threads);
-  UST_TRY(choose_kernels(options->isa, &engine->kernels, err));
+  UST_TRY(ust_kernels_choose(options->isa, &engine->kernels, err));
   engine->threads = options->threads ? options->threads : ust_thread_count();
-  UST_TRY(open_model(options, options->target, engine, &engine->target, &engine->tokenizer, err));
-  const ust_config *config = ust_model_config(engine->target);
+  UST_TRY(open_files(options->target, target, err));
+  const ust_config *config = ust_weights_config(target->weights);
   engine->context = options->context ? options->context : config->context;
   if (engine->context < 1 || engine->context > config->context)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "context: found %d, expected 1 to the model's %d",
                      options->context, config->context);
-  if (options->draft) UST_TRY(open_draft(options, engine, err));
+  snprintf(engine->architecture, sizeof engine->architecture, "%s", config->architecture);
+  if (options->draft) UST_TRY(open_files(options->draft, draft, err));
+  if (options->draft) UST_TRY(check_draft(options, target, draft, err));
   if (options->ngram)
-    UST_TRY(ust_ngram_open(options->ngram, (int)ust_tokenizer_vocabulary(engine->tokenizer)->count,
-                           ust_tokenizer_fingerprint(engine->tokenizer), &engine->ngram, err));
+    UST_TRY(ust_ngram_open(options->ngram, (int)ust_tokenizer_vocabulary(target->tokenizer)->count,
+                           ust_tokenizer_fingerprint(target->tokenizer), &engine->ngram, err));
   if (options->cache && !(engine->cache = strdup(options->cache)))
     return ust_error_memory(err, strlen(options->cache), "a path");
-  snprintf(engine->architecture, sizeof engine->architecture, "%s", config->architecture);
-  return UNDERSTUDY_OK;
+  UST_TRY(open_model(options, engine, target, &engine->target, err));
+  return options->draft ? open_model(options, engine, draft, &engine->draft, err) : UNDERSTUDY_OK;
 }
 
 understudy_status understudy_engine_open(const understudy_engine_options *options, understudy_engine **engine,
@@ -142,7 +140,12 @@ understudy_status understudy_engine_open(const understudy_engine_options *option
   REQUIRE(err, options, "options");
   understudy_engine *e = ust_alloc(sizeof *e);
   if (!e) return ust_error_memory(err, sizeof *e, "an engine");
-  understudy_status status = open_all(options, e, err);
+  opened target = {0}, draft = {0};
+  understudy_status status = open_all(options, e, &target, &draft, err);
+  e->tokenizer = target.tokenizer;
+  target.tokenizer = NULL;
+  close_files(&target);
+  close_files(&draft);
   if (status != UNDERSTUDY_OK) {
     understudy_engine_close(e);
     return status;
@@ -295,7 +298,7 @@ understudy_status ust_session_create_variant(const understudy_engine *e, ust_var
 }
 
 void understudy_session_close(understudy_session *s) {
-  if (!s) return;
+  if (!s || s->busy) return;
   ust_decoder_free(s->decoder);
   ust_free(s);
 }
@@ -371,7 +374,7 @@ understudy_status understudy_session_generate(understudy_session *s, int max_tok
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "generate: the text is empty, expected at least one prompt token");
   listener to = {s->engine->tokenizer, token, user};
   s->busy = true;
-  for (bool end = false; !end && count < max_tokens;) {
+  for (bool end = ust_decoder_count(s->decoder) == s->engine->context; !end && count < max_tokens;) {
     ust_step step = ust_decoder_step(s->decoder, max_tokens - count, emit, &to);
     count += step.count;
     end = step.end;
@@ -394,7 +397,7 @@ void ust_session_watch(understudy_session *s, ust_step_fn step, void *user) {
   s->step_user = user;
 }
 void understudy_session_reset_stats(understudy_session *s) {
-  if (s) ust_decoder_reset_stats(s->decoder);
+  if (s && !s->busy) ust_decoder_reset_stats(s->decoder);
 }
 
 understudy_status understudy_session_score(understudy_session *s, const int32_t *tokens, size_t count, float *logprobs,

@@ -124,6 +124,9 @@ static inline uint64_t ust_hash(uint64_t hash, const void *data, size_t size) {
 /* ---- clock ---- */
 
 uint64_t ust_clock_ns(void); /* monotonic */
+static inline double ust_seconds_since(uint64_t start_ns) {
+  return (double)(ust_clock_ns() - start_ns) * 1e-9;
+}
 
 /* ---- threads ---- */
 

@@ -2,6 +2,7 @@
  * same prompts' continuations, prompt by prompt in turn, so that drift of the machine hits all alike; every
  * text is compared token by token. */
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "cli/cli.h"
 
@@ -29,10 +30,17 @@ typedef struct lane {
   bool out_of_memory;
 } lane;
 
+/* A prompt's tokens. */
+typedef struct tokenized {
+  int32_t *tokens;
+  size_t count;
+} tokenized;
+
 typedef struct bench {
   const bench_options *options;
   understudy_engine *engine;
   ust_prompts prompts;
+  tokenized *tokenized; /* [prompts.count] */
   lane lanes[LANES];
   int lane_count;
   size_t done;      /* prompts that every mode has written */
@@ -58,10 +66,10 @@ static bool keep_token(void *user, int32_t token, const char *bytes, size_t leng
   return ust_cli_stopped();
 }
 
-static understudy_status write_one(bench *b, lane *l, size_t index, const int32_t *tokens, size_t count,
-                                   understudy_error *err) {
+static understudy_status write_one(bench *b, lane *l, size_t index, understudy_error *err) {
+  const tokenized *prompt = &b->tokenized[index];
   UST_TRY(understudy_session_reset(l->session, NULL, err));
-  UST_TRY(understudy_session_prompt(l->session, tokens, count, NULL, NULL, err));
+  UST_TRY(understudy_session_prompt(l->session, prompt->tokens, prompt->count, NULL, NULL, err));
   l->count = 0;
   ust_prompt_result *result = &l->result.prompts[index];
   understudy_stats before;
@@ -89,53 +97,45 @@ static bool same_text(const lane *a, const lane *b) {
   return a->count == b->count && (a->count == 0 || memcmp(a->tokens, b->tokens, a->count * sizeof *a->tokens) == 0);
 }
 
-/* A prompt's tokens: the end-of-text token if it has none. Freed by the caller. */
-static understudy_status read_prompt(const bench *b, size_t index, int32_t **tokens, size_t *count,
-                                     understudy_error *err) {
+/* Prompt `index` as tokens: the end-of-text token if it has none. */
+static understudy_status tokenize(bench *b, size_t index, understudy_error *err) {
   understudy_engine_info info;
   understudy_engine_get_info(b->engine, &info);
   const ust_text *prompt = &b->prompts.items[index];
-  UST_TRY(understudy_tokenize(b->engine, prompt->data, prompt->size, false, tokens, count, err));
-  if (*count == 0 && info.end_token >= 0) {
-    understudy_free(*tokens);
-    *tokens = ust_alloc(sizeof **tokens);
-    if (!*tokens) return ust_error_memory(err, sizeof **tokens, "a prompt");
-    **tokens = info.end_token;
-    *count = 1;
+  tokenized *t = &b->tokenized[index];
+  UST_TRY(understudy_tokenize(b->engine, prompt->data, prompt->size, false, &t->tokens, &t->count, err));
+  if (t->count == 0 && info.end_token >= 0) {
+    understudy_free(t->tokens);
+    t->tokens = ust_alloc(sizeof *t->tokens);
+    if (!t->tokens) return ust_error_memory(err, sizeof *t->tokens, "a prompt");
+    *t->tokens = info.end_token;
+    t->count = 1;
   }
-  understudy_status status = UNDERSTUDY_OK;
-  if (*count == 0)
-    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: an empty prompt, expected some text",
-                       b->options->prompts, index + 1);
-  else if (*count > (size_t)info.context)
-    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: %zu tokens, expected at most %d (the context)",
-                       b->options->prompts, index + 1, *count, info.context);
-  if (status != UNDERSTUDY_OK) understudy_free(*tokens);
-  return status;
+  if (t->count == 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: an empty prompt, expected some text",
+                     b->options->prompts, index + 1);
+  if (t->count > (size_t)info.context)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: %zu tokens, expected at most %d (the context)",
+                     b->options->prompts, index + 1, t->count, info.context);
+  return UNDERSTUDY_OK;
 }
 
-/* Before anything is measured. */
-static understudy_status check_prompts(const bench *b, understudy_error *err) {
-  for (size_t i = 0; i < b->prompts.count; i++) {
-    int32_t *tokens;
-    size_t count;
-    UST_TRY(read_prompt(b, i, &tokens, &count, err));
-    understudy_free(tokens);
-  }
+/* Before anything is measured, so that no prompt ends a long run. */
+static understudy_status tokenize_all(bench *b, understudy_error *err) {
+  size_t size = b->prompts.count * sizeof *b->tokenized;
+  b->tokenized = ust_alloc(size);
+  if (!b->tokenized) return ust_error_memory(err, size, "prompts");
+  for (size_t i = 0; i < b->prompts.count; i++) UST_TRY(tokenize(b, i, err));
   return UNDERSTUDY_OK;
 }
 
 static understudy_status bench_prompt(bench *b, size_t index, understudy_error *err) {
-  int32_t *tokens;
-  size_t count;
-  UST_TRY(read_prompt(b, index, &tokens, &count, err));
   understudy_status status = UNDERSTUDY_OK;
   for (int i = 0; i < b->lane_count && status == UNDERSTUDY_OK; i++) {
     ust_cli_progress(NULL, "benchmarking", index * (size_t)b->lane_count + (size_t)i,
                      b->prompts.count * (size_t)b->lane_count);
-    status = write_one(b, &b->lanes[i], index, tokens, count, err);
+    status = write_one(b, &b->lanes[i], index, err);
   }
-  understudy_free(tokens);
   bool same = true;
   for (int i = 1; i < b->lane_count; i++) same = same && same_text(&b->lanes[0], &b->lanes[i]);
   if (status == UNDERSTUDY_OK && !same) b->differing++;
@@ -157,6 +157,7 @@ static void print_table(const bench *b) {
            (unsigned long long)s->seed);
   else
     printf("greedy");
+  if (s->temperature > 0 && s->min_p > 0) printf(", min-p %g", (double)s->min_p);
   if (s->repetition_penalty != 0 && s->repetition_penalty != 1)
     printf(", repetition penalty %g", (double)s->repetition_penalty);
   if (s->frequency_penalty != 0) printf(", frequency penalty %g", (double)s->frequency_penalty);
@@ -231,7 +232,7 @@ static understudy_status run_bench(bench *b, understudy_error *err) {
   UST_TRY(ust_cli_check_output(b->options->json, &b->options->models, b->options->prompts, err));
   UST_TRY(ust_cli_prompts_load(b->options->prompts, (size_t)b->options->limit, &b->prompts, err));
   UST_TRY(ust_cli_open(&b->options->models, &b->engine, err));
-  UST_TRY(check_prompts(b, err));
+  UST_TRY(tokenize_all(b, err));
   UST_TRY(open_lanes(b, err));
   understudy_status stopped = UNDERSTUDY_OK;
   while (b->done < b->prompts.count && stopped == UNDERSTUDY_OK) stopped = bench_prompt(b, b->done, err);
@@ -260,7 +261,7 @@ int ust_cli_bench(int argc, char **argv) {
           "experiments to run beside, separated by commas: chain, tree, no-context, independent, context, likeliest")},
       UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write for each prompt [128]", 1),
       UST_OPTIONS_SAMPLING(&o.sampling),
-      UST_OPTIONS_CONTEXT(&o.models),
+      UST_OPTIONS_CONTEXT(&o.models, UST_HELP_CONTEXT),
       UST_OPTIONS_MACHINE(&o.models),
       UST_OPTIONS_JSON(&o.json),
       UST_OPTIONS_PREDICT(&o.predict, &o.from),
@@ -269,7 +270,8 @@ int ust_cli_bench(int argc, char **argv) {
   };
   const ust_cli_help help = {
       .command = "bench",
-      .usage = "bench -m TARGET [-d DRAFT] [--ngram FILE] --prompts FILE [options]",
+      .usage = "bench -m TARGET [-d DRAFT] [--ngram FILE] --prompts FILE [options]\n"
+               "bench --predict DEVICE --from FILE",
       .about = "Plain, speculative (with -d) and staged decoding (with all there is, as 'run' does) side by side, "
                "and whether all their texts are the same.",
       .notes = "Bytes count the weights and the KV cache every stage reads. Exits 1 if any text differs. "
@@ -284,7 +286,10 @@ int ust_cli_bench(int argc, char **argv) {
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
   if (!ust_cli_no_more("bench", argc, argv, optind, &code)) return code;
+  struct stat info;
   if (!ust_cli_check_predict(o.predict, o.json, &code)) return code;
+  if (o.predict && stat(o.json, &info) == 0 && !S_ISREG(info.st_mode))
+    return ust_cli_usage("bench", "--json: found %.200s, expected a regular file: --predict reads it again", o.json);
   int length;
   const char *unknown = unknown_variant(o.variants, &length);
   if (unknown)
@@ -312,6 +317,8 @@ int ust_cli_bench(int argc, char **argv) {
     ust_free(b.lanes[i].result.prompts);
     free(b.lanes[i].tokens);
   }
+  for (size_t i = 0; b.tokenized && i < b.prompts.count; i++) understudy_free(b.tokenized[i].tokens);
+  ust_free(b.tokenized);
   understudy_engine_close(b.engine);
   ust_cli_prompts_free(&b.prompts);
   return code;

@@ -87,17 +87,18 @@ typedef struct ust_cli_models {
   {UST_INT("threads", 0, &(m)->threads, "N", "threads [the physical cores this process may use]", 0, 1024)}, {         \
     UST_CHOICE("isa", &(m)->isa, "scalar|avx2|avx512|amx", "kernel level [the best this machine has]")                 \
   }
-#define UST_OPTIONS_CONTEXT(m)                                                                                         \
-  { UST_INT("context", 0, &(m)->context, "N", "tokens it may look back on [the model's own]", 0, UST_INT_MOST) }
+#define UST_OPTIONS_CONTEXT(m, help)                                                                                   \
+  { UST_INT("context", 0, &(m)->context, "N", help, 0, UST_INT_MOST) }
+#define UST_HELP_CONTEXT "most tokens of prompt and answer together [the model's own]"
 #define UST_OPTIONS_SAMPLING(s)                                                                                        \
   {UST_REAL("temperature", &(s)->temperature, "T", "0: the likeliest token always [0]", 0, 1e30),                      \
-   .expected = "a finite number, 0 or more"},                                                                          \
+   .expected = "a number from 0 to 1e30"},                                                                             \
       {UST_INT("top-k", 0, &(s)->top_k, "K", "keep the K likeliest tokens; 0: all [0]", 0, UST_INT_MOST)},             \
       {UST_REAL("top-p", &(s)->top_p, "P", "keep the likeliest that together reach P [1]", 1e-30, 1),                  \
        .expected = "a number above 0, at most 1"},                                                                     \
       {UST_REAL("min-p", &(s)->min_p, "P", "drop those below P times the likeliest [0]", 0, 1)},                       \
       {UST_REAL("repetition-penalty", &(s)->repetition_penalty, "R",                                                   \
-                "divide the logits of tokens seen before by R [1]", 0, 1000)},                                         \
+                "divide positive logits of tokens seen before by R, multiply others [1]", 0, 1000)},                   \
       {UST_REAL("frequency-penalty", &(s)->frequency_penalty, "F", "subtract F for each time they were seen [0]",      \
                 -1000, 1000)},                                                                                         \
       {UST_REAL("presence-penalty", &(s)->presence_penalty, "P", "subtract P once if they were seen [0]", -1000,       \
@@ -126,10 +127,12 @@ void ust_cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)))
 void ust_cli_note_written(const char *path);
 /* An understudy_progress_fn: draws a bar when stderr is a terminal and cancels when the user has asked to stop. */
 bool ust_cli_progress(void *user, const char *what, uint64_t done, uint64_t total);
+/* "  1:23 left", or "" when `seconds` is negative. */
+enum { UST_LEFT_SIZE = 24 };
+void ust_cli_left(double seconds, char text[UST_LEFT_SIZE]);
 /* Removes a bar that is still standing. */
 void ust_cli_progress_clear(void);
-/* From here on SIGINT and SIGTERM only raise a flag (a second one ends the process), and a closed pipe is a
- * write error instead of a signal. */
+/* From here on SIGINT and SIGTERM only raise a flag; the same signal a second time ends the process. */
 void ust_cli_catch_signals(void);
 bool ust_cli_stopped(void);
 /* Colour on stdout: forced, or a terminal and no NO_COLOR. */
@@ -192,6 +195,8 @@ understudy_stats ust_cli_stats_since(const understudy_stats *a, const understudy
 understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
                                        bool identical, json_t *answer, understudy_error *err);
+/* Text as JSON allows it: bytes that are no UTF-8 become U+FFFD, one by one. NULL: out of memory. */
+json_t *ust_cli_json_text(const char *text, size_t length);
 /* Writes a JSON document whole or not at all; takes over `root`, NULL is reported as out of memory. */
 understudy_status ust_cli_write_json(const char *path, json_t *root, understudy_error *err);
 
@@ -230,7 +235,7 @@ void ust_cli_sha256_finish(ust_sha256 *sha, char hex[65]);
 /* Whether the arguments ask for a prediction from a file (ust_cli_predict) and not for a run. */
 bool ust_cli_predicts_only(int argc, char **argv);
 int ust_cli_predict(int argc, char **argv);
-/* False, with the usage error reported, when `device` is none, or there is no file that holds the run. A `device` of
+/* False, with the usage error reported, when `device` is not one, or there is no file that can hold the run. A `device` of
  * NULL asks for nothing. */
 bool ust_cli_check_predict(const char *device, const char *file, int *code);
 /* Prints what the run recorded in `bench` would give on `device`; nothing when `device` is NULL. */

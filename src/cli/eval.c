@@ -1,7 +1,6 @@
 /* understudy eval: how well a model predicts a text. The end-of-text token is put in front, so that the text's
  * first token is predicted too and bits per byte count every byte. */
 #include <math.h>
-#include <stdlib.h>
 
 #include "cli/cli.h"
 
@@ -84,7 +83,8 @@ static understudy_status write_scores(const eval_options *o, const scored *s, un
   json_t *logprobs = json_array();
   for (size_t i = 0; i < s->tokens; i++) json_array_append_new(logprobs, json_real((double)s->logprobs[i]));
   return ust_cli_write_json(o->json,
-                            json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:o}", "model", o->models.model, "tokens",
+                            json_pack("{s:o, s:I, s:I, s:f, s:f, s:f, s:o}", "model",
+                                      ust_cli_json_text(o->models.model, strlen(o->models.model)), "tokens",
                                       (json_int_t)s->tokens, "bytes", (json_int_t)s->bytes, "nll_nats", s->nll,
                                       "perplexity", perplexity(s), "bits_per_byte", bits_per_byte(s), "logprobs",
                                       logprobs),
@@ -100,11 +100,11 @@ static int evaluate(const eval_options *o, const char *text, size_t length) {
   if (status == UNDERSTUDY_OK) status = ust_cli_open(&o->models, &engine, &err);
   if (status == UNDERSTUDY_OK) status = score_text(engine, text, length, &s, &err);
   if (status == UNDERSTUDY_OK) status = check_finite(o, &s, &err);
-  if (status == UNDERSTUDY_OK && o->json) status = write_scores(o, &s, &err);
   if (status == UNDERSTUDY_OK)
     printf(
         "tokens          %zu\nbytes           %zu\nnats in all     %.4f\nperplexity      %.4f\nbits per byte   %.4f\n",
         s.tokens, s.bytes, s.nll, perplexity(&s), bits_per_byte(&s));
+  if (status == UNDERSTUDY_OK && o->json) status = write_scores(o, &s, &err);
   ust_free(s.logprobs);
   understudy_engine_close(engine);
   return status == UNDERSTUDY_OK ? UST_EXIT_OK : ust_cli_fail(&err);
@@ -115,7 +115,7 @@ int ust_cli_eval(int argc, char **argv) {
   const ust_option options[] = {
       UST_OPTIONS_MODEL(&o.models),
       {UST_TEXT("file", 'f', &o.file, "FILE", "the text ('-': standard input)")},
-      UST_OPTIONS_CONTEXT(&o.models),
+      UST_OPTIONS_CONTEXT(&o.models, "tokens of a window [the model's whole context]"),
       UST_OPTIONS_MACHINE(&o.models),
       {UST_TEXT("json", 0, &o.json, "FILE", "write the figures and each token's log-probability")},
       UST_OPTIONS_QUIET(&o.quiet),

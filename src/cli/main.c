@@ -32,7 +32,8 @@ static int print_help(void) {
   printf("\n  understudy COMMAND --help   the options of a command, with an example\n"
          "  understudy --version        version and kernel level\n\n"
          "Text goes to stdout, everything else to stderr. Exit code: 0 done, 1 failed,\n"
-         "2 wrong usage. What passes cost on this machine is kept in ~/.cache/understudy.\n\n"
+         "2 wrong usage. What passes cost on this machine is kept in the user's cache\n"
+         "directory (~/.cache/understudy).\n\n"
          "example:\n  understudy run -m gpt2-large/ -d draft.gguf \"def fibonacci(n):\"\n");
   return UST_EXIT_OK;
 }

@@ -35,33 +35,36 @@ static understudy_status take_text(void *user, const int32_t *tokens, size_t cou
 
 static bool show_progress(void *user, int64_t written) {
   const reading *r = user;
-  double seconds = (double)(ust_clock_ns() - r->begin_ns) * 1e-9, rate = (double)written / seconds;
-  int left = (int)UST_MIN((double)(r->tokens - written) / rate, 3e8);
-  char text[96];
-  snprintf(text, sizeof text, "writing text  %.0f tokens/s  %d:%02d:%02d left", rate, left / 3600, left / 60 % 60,
-           left % 60);
+  double seconds = ust_seconds_since(r->begin_ns);
+  char text[64];
+  snprintf(text, sizeof text, "writing text  %.0f tokens/s", (double)written / seconds);
   return ust_cli_progress(NULL, text, (uint64_t)written, (uint64_t)r->tokens);
 }
 
-/* Counts text the draft writes; *written is less than was asked for when the user stops it. */
-static understudy_status add_generated(const ngram_options *o, const ust_weights *weights,
-                                       const ust_tokenizer *tokenizer, ust_ngram_fit *fit, int64_t *written,
-                                       understudy_error *err) {
+/* How the draft is to write, or why it cannot. */
+static understudy_status prepare(const ngram_options *o, const ust_weights *weights, const ust_tokenizer *tokenizer,
+                                 ust_scribe_options *options, understudy_error *err) {
   const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(tokenizer);
-  reading r = {.fit = fit, .tokens = o->tokens, .begin_ns = ust_clock_ns()};
-  ust_scribe_options options = {.weights = weights,
-                                .vocabulary = (int)vocabulary->count,
-                                .end_token = vocabulary->eos,
-                                .tokens = o->tokens,
-                                .temperature = o->temperature,
-                                .seed = o->seed,
-                                .take = take_text,
-                                .progress = show_progress,
-                                .user = &r};
-  if (options.end_token < 0)
+  *options = (ust_scribe_options){.weights = weights,
+                                  .vocabulary = (int)vocabulary->count,
+                                  .end_token = vocabulary->eos,
+                                  .tokens = o->tokens,
+                                  .temperature = o->temperature,
+                                  .seed = o->seed,
+                                  .take = take_text,
+                                  .progress = show_progress};
+  if (options->end_token < 0)
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
                      "%s: found no end-of-text token, expected one to start texts from", o->models.model);
-  UST_TRY(ust_cli_machine(&o->models, &options.kernels, &options.threads, err));
+  return ust_cli_machine(&o->models, &options->kernels, &options->threads, err);
+}
+
+/* Counts text the draft writes; *written is less than was asked for when the user stops it. */
+static understudy_status add_generated(const ust_scribe_options *how, ust_ngram_fit *fit, int64_t *written,
+                                       understudy_error *err) {
+  reading r = {.fit = fit, .tokens = how->tokens, .begin_ns = ust_clock_ns()};
+  ust_scribe_options options = *how;
+  options.user = &r;
   return ust_scribe_write(&options, written, err);
 }
 
@@ -112,27 +115,29 @@ static understudy_status add_corpus(const char *path, const ust_tokenizer *token
 static understudy_status count_all(const ngram_options *o, const ust_weights *weights, const ust_tokenizer *tokenizer,
                                    ust_ngram_fit *fit, understudy_error *err) {
   int64_t written = 0, wanted = o->tokens;
+  ust_scribe_options how;
+  if (wanted > 0) UST_TRY(prepare(o, weights, tokenizer, &how, err)); /* before a corpus is counted for nothing */
   uint64_t begin_ns = ust_clock_ns();
   if (o->corpus) UST_TRY(add_corpus(o->corpus, tokenizer, fit, err));
   uint64_t corpus_ns = ust_clock_ns();
-  if (wanted > 0) UST_TRY(add_generated(o, weights, tokenizer, fit, &written, err));
+  if (wanted > 0) UST_TRY(add_generated(&how, fit, &written, err));
   uint64_t end_ns = ust_clock_ns();
   ust_cli_progress_clear();
   if (written < wanted && access(o->output, F_OK) == 0)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "stopped after %lld of %d tokens; %s is left as it was",
+    return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped after %lld of %d tokens; %s is left as it was",
                      (long long)written, o->tokens, o->output);
   UST_TRY(ust_ngram_fit_write(fit, o->output, (size_t)o->max_mb * 1000000, err));
   if (written < wanted)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "stopped after %lld of %d tokens; %s is fitted on those",
+    return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped after %lld of %d tokens; %s is fitted on those",
                      (long long)written, o->tokens, o->output);
   if (wanted > 0)
     ust_cli_note("%s: %lld tokens of text in %.1f s, %.0f a second; fitted in %.1f s", o->output, (long long)written,
                  (double)(end_ns - corpus_ns) * 1e-9, (double)written / ((double)(end_ns - corpus_ns) * 1e-9),
-                 (double)(ust_clock_ns() - end_ns) * 1e-9);
+                 ust_seconds_since(end_ns));
   else
     ust_cli_note("%s: %llu tokens of the corpus counted in %.1f s, fitted in %.1f s", o->output,
                  (unsigned long long)ust_ngram_fit_tokens(fit), (double)(corpus_ns - begin_ns) * 1e-9,
-                 (double)(ust_clock_ns() - end_ns) * 1e-9);
+                 ust_seconds_since(end_ns));
   return UNDERSTUDY_OK;
 }
 
@@ -166,7 +171,7 @@ int ust_cli_ngram(int argc, char **argv) {
                 "text to count instead of the draft's, or with --tokens besides it; a zero byte ends a document; '-': "
                 "stdin")},
       {UST_REAL("temperature", &o.temperature, "T", "of the draft's text, at least 0.01 [1.5]", 0.01, 1e30),
-       .expected = "a finite number, 0.01 or more"},
+       .expected = "a number from 0.01 to 1e30"},
       UST_OPTIONS_SEED(&o.seed),
       {UST_INT("max-mb", 0, &o.max_mb, "N", "prune the file to N MB; 0: no limit [20]", 0, 100000)},
       UST_OPTIONS_MACHINE(&o.models),
@@ -178,8 +183,8 @@ int ust_cli_ngram(int argc, char **argv) {
       .usage = "ngram -m DRAFT [--tokens N] [--corpus FILE] -o FILE",
       .about = "Fits a Katz back-off trigram on text the draft writes, a corpus, or both; it drafts for the draft.",
       .notes = "The draft's texts start from its end-of-text token and are up to 256 tokens long. The same command "
-               "writes the same file, whatever the number of threads. Stopped by Ctrl-C, it fits what it has so far, "
-               "unless FILE exists. Memory: up to 30 MB for each million tokens.",
+               "writes the same file, whatever the number of threads. Stopped by Ctrl-C while the draft "
+               "writes, it fits what there is so far, unless FILE exists. Memory: up to 30 MB for each million tokens.",
       .example = "understudy ngram -m draft.gguf --tokens 5000000 -o draft.ngram",
   };
   int code;

@@ -185,7 +185,7 @@ static int parse_failure(const char *command, const struct option *longs, int fo
   if (optopt >= LONG_ONLY || (optopt && strncmp(argv[optind - 1], "--", 2) == 0 && strchr(argv[optind - 1], '=')))
     return ust_cli_usage(command, "'%.120s': this option takes no value", argv[optind - 1]);
   if (optopt) return ust_cli_usage(command, "unknown option '-%c'", optopt);
-  return ust_cli_usage(command, "unknown option '%.120s'", argv[optind - 1]);
+  return ust_cli_usage(command, "unknown or ambiguous option '%.120s'", argv[optind - 1]);
 }
 
 bool ust_cli_parse(const ust_cli_help *help, const ust_option *options, int argc, char **argv, int *code) {

@@ -96,12 +96,14 @@ bool ust_cli_predicts_only(int argc, char **argv) {
 
 int ust_cli_predict(int argc, char **argv) {
   const char *device = NULL, *from = NULL;
-  ust_option options[] = {UST_OPTIONS_PREDICT(&device, &from), UST_OPTIONS_END};
+  bool quiet = false; /* there is nothing to be quiet about */
+  ust_option options[] = {UST_OPTIONS_PREDICT(&device, &from), UST_OPTIONS_QUIET(&quiet), UST_OPTIONS_END};
   options[0].required = true;
   const ust_cli_help help = {
       .command = "bench",
       .usage = "bench --predict DEVICE --from FILE",
       .about = "What the run recorded in a 'bench --json' file would give on another machine.",
+      .notes = "With --from nothing is run, so the options of a run are not taken.",
       .example = "understudy bench --predict rtx4090 --from bench.json",
   };
   int code;

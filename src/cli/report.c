@@ -1,8 +1,6 @@
 /* The JSON report of run and bench, and what both need to make one. */
-#include <math.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "cli/cli.h"
 #include "measure/measure.h"
@@ -52,17 +50,33 @@ understudy_status ust_cli_open(const ust_cli_models *models, understudy_engine *
 
 understudy_status ust_cli_machine(const ust_cli_models *models, const ust_kernels **kernels, int *threads,
                                   understudy_error *err) {
-  ust_isa isa = ust_kernels_best();
-  const char *reason = "not built in";
-  if (models->isa) ust_isa_parse(models->isa, &isa);
   *threads = models->threads ? models->threads : ust_thread_count();
-  *kernels = ust_kernels_get(isa, &reason);
-  if (*kernels) return UNDERSTUDY_OK;
-  return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "--isa %s: %s; the best here is %s", ust_isa_name(isa), reason,
-                   ust_isa_name(ust_kernels_best()));
+  return ust_kernels_choose(models->isa, kernels, err);
 }
 
 /* ---- JSON ---- */
+
+json_t *ust_cli_json_text(const char *text, size_t length) {
+  json_t *string = json_stringn(text, length);
+  if (string) return string;
+  ust_buffer clean = {0};
+  for (size_t i = 0; i < length;) {
+    size_t take = UST_MIN((size_t)4, length - i);
+    json_t *character = NULL;
+    while (take > 0 && !(character = json_stringn(text + i, take))) take--;
+    json_decref(character);
+    ust_buffer_append(&clean, take ? text + i : "\xef\xbf\xbd", take ? take : 3);
+    i += take ? take : 1;
+  }
+  string = json_stringn(clean.data ? clean.data : "", clean.size);
+  ust_buffer_free(&clean);
+  return string;
+}
+
+/* A path, or null. */
+static json_t *json_path(const char *path) {
+  return path ? ust_cli_json_text(path, strlen(path)) : json_null();
+}
 
 static int write_piece(const char *data, size_t size, void *writer) {
   ust_writer_write(writer, data, size);
@@ -227,12 +241,13 @@ understudy_status ust_cli_write_report(const char *path, const understudy_engine
   json_t *modes = json_array();
   for (int i = 0; i < count; i++) json_array_append_new(modes, mode_json(&results[i], has_plain ? results : NULL));
   json_t *root =
-      json_pack("{s:s, s:s, s:i, s:i, s:{s:f, s:f}, s:{s:s, s:s, s:I, s:I}, s:s?, s:s?, s:o, s:o, s:b}", "version",
+      json_pack("{s:s, s:s, s:i, s:i, s:{s:f, s:f}, s:{s:o, s:s, s:I, s:I}, s:o, s:o, s:o, s:o, s:b}", "version",
                 understudy_version(), "isa", info.isa, "threads", info.threads, "context", info.context, "machine",
                 "read_gb_per_s", machine.read_gb_per_s, "peak_tflop_per_s", machine.peak_tflop_per_s, "target", "path",
-                models->model, "architecture", info.architecture, "parameters", (json_int_t)info.parameters,
-                "weight_bytes", (json_int_t)info.weight_bytes, "draft", models->draft, "ngram", models->ngram,
-                "sampling", sampling_json(sampling), "modes", modes, "outputs_identical", (int)identical);
+                json_path(models->model), "architecture", info.architecture, "parameters", (json_int_t)info.parameters,
+                "weight_bytes", (json_int_t)info.weight_bytes, "draft", json_path(models->draft), "ngram",
+                json_path(models->ngram), "sampling", sampling_json(sampling), "modes", modes, "outputs_identical",
+                (int)identical);
   if (root && answer) json_object_update(root, answer);
   json_decref(answer);
   return ust_cli_write_json(path, root, err);

@@ -142,7 +142,8 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   ust_machine machine;
   ust_pass_cost costs[UST_PASS_COSTS];
   int count = 0;
-  const char *output = o->output || o->json || o->kernels ? o->output : "roofline.svg";
+  const bool draws = o->bench || o->device_text || !(o->json || o->kernels); /* asked for, or nothing else was */
+  const char *output = !o->output && draws ? "roofline.svg" : o->output;
   UST_TRY(check_outputs(o, output, err));
   UST_TRY(ust_cli_machine(&o->models, &kernels, &threads, err));
   if (o->bench) UST_TRY(ust_measure_read_bench(o->bench, &run, err));
@@ -175,7 +176,8 @@ int ust_cli_roofline(int argc, char **argv) {
                 "beside it, draw another machine's roof:\n" UST_CLI_DEVICES "\nrtx4090: with the paper's dots")},
       {UST_FLAG("kernels", 0, &o.kernels, "time the matrix products of a GPT-2 Large pass (25 s)")},
       {UST_TEXT("output", 'o', &o.output, "FILE",
-                "the chart, .svg or .png [roofline.svg; none with only --json or --kernels]; its figures beside it as "
+                "the chart, .svg or .png [roofline.svg; none where --json or --kernels is given without --bench and "
+                "--device]; its figures beside it as "
                 ".csv")},
       UST_OPTIONS_JSON(&o.json),
       UST_OPTIONS_MACHINE(&o.models),

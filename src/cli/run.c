@@ -1,5 +1,4 @@
 /* understudy run: continues a text. The answer's bytes go to stdout as they are committed, the figures to stderr. */
-#include <errno.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -37,26 +36,8 @@ static size_t unfinished(const char *text, size_t length) {
   return 0;
 }
 
-/* Text as JSON allows it: bytes that are no UTF-8 become U+FFFD, one by one. */
-static json_t *json_text(const char *text, size_t length) {
-  json_t *string = json_stringn(text, length);
-  if (string) return string;
-  ust_buffer clean = {0};
-  for (size_t i = 0; i < length;) {
-    size_t take = UST_MIN((size_t)4, length - i);
-    json_t *character = NULL;
-    while (take > 0 && !(character = json_stringn(text + i, take))) take--;
-    json_decref(character);
-    ust_buffer_append(&clean, take ? text + i : "\xef\xbf\xbd", take ? take : 3);
-    i += take ? take : 1;
-  }
-  string = json_stringn(clean.data ? clean.data : "", clean.size);
-  ust_buffer_free(&clean);
-  return string;
-}
-
 static void flush_piece(output *out) {
-  json_t *text = json_text(out->waiting.data, out->waiting.size);
+  json_t *text = ust_cli_json_text(out->waiting.data, out->waiting.size);
   json_array_append_new(out->pieces,
                         json_pack("{s:o, s:s}", "text", text, "from", ust_cli_origin_name(out->waiting_origin)));
   out->waiting.size = 0;
@@ -185,7 +166,7 @@ static understudy_status generate(const run_options *o, const understudy_engine 
   understudy_status status = feed_prompt(engine, session, text, length, err);
   if (status == UNDERSTUDY_ERROR_CANCELLED && ust_cli_stopped()) return UNDERSTUDY_OK;
   if (status != UNDERSTUDY_OK) return status;
-  if (o->explain) ust_session_watch(session, explain_step, &explain);
+  if (o->explain && !o->quiet) ust_session_watch(session, explain_step, &explain);
   status = understudy_session_generate(session, o->tokens, write_token, out, &count, err);
   if (out->tinted && out->shown != UNDERSTUDY_FROM_TARGET) fputs(tints[0], stdout);
   if (isatty(STDOUT_FILENO) && out->last != '\n') putchar('\n');
@@ -233,7 +214,7 @@ int ust_cli_run(int argc, char **argv) {
           "mode", &o.mode, "plain|speculative|staged",
           "what drafts: nothing, the draft model, or all there is [staged]; it changes the speed, never the text")},
       {UST_TEXT("file", 'f', &o.file, "FILE", "read the prompt from a file ('-': standard input)")},
-      UST_OPTIONS_CONTEXT(&o.models),
+      UST_OPTIONS_CONTEXT(&o.models, UST_HELP_CONTEXT),
       UST_OPTIONS_MACHINE(&o.models),
       UST_OPTIONS_JSON(&o.json),
       {UST_FLAG("color", 0, &o.color,

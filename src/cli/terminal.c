@@ -16,10 +16,7 @@ static bool bar_standing;
 
 int ust_cli_fail(const understudy_error *err) {
   ust_cli_progress_clear();
-  if (ust_cli_stopped() && err->status == UNDERSTUDY_ERROR_CANCELLED)
-    fprintf(stderr, "understudy: stopped\n");
-  else
-    fprintf(stderr, "understudy: %s\n", err->message);
+  fprintf(stderr, "understudy: %s\n", err->message);
   return UST_EXIT_FAILURE;
 }
 
@@ -57,14 +54,40 @@ void ust_cli_progress_clear(void) {
   bar_standing = false;
 }
 
+/* At the pace so far; negative: nobody knows yet. What comes with another total, or begins again, is another thing. */
+static double seconds_left(uint64_t done, uint64_t total) {
+  enum { LEAST_S = 3 };
+  static uint64_t begin_ns, first, last, of;
+  if (total != of || done < last) {
+    begin_ns = ust_clock_ns();
+    first = done;
+    of = total;
+  }
+  last = done;
+  const double seconds = ust_seconds_since(begin_ns);
+  if (seconds < LEAST_S || done == first || done >= total) return -1;
+  return seconds * (double)(total - done) / (double)(done - first);
+}
+
+void ust_cli_left(double seconds, char text[UST_LEFT_SIZE]) {
+  const int s = (int)UST_MIN(seconds, 359999.0);
+  text[0] = 0;
+  if (s >= 3600)
+    snprintf(text, UST_LEFT_SIZE, "  %d:%02d:%02d left", s / 3600, s / 60 % 60, s % 60);
+  else if (seconds >= 0)
+    snprintf(text, UST_LEFT_SIZE, "  %d:%02d left", s / 60, s % 60);
+}
+
 static void draw_bar(const char *what, uint64_t done, uint64_t total) {
   enum { CELLS = 24, LEAST = 4, PERCENT = 7 /* columns */ };
+  char left[UST_LEFT_SIZE];
+  ust_cli_left(seconds_left(done, total), left);
   int percent = total ? (int)(100.0 * (double)UST_MIN(done, total) / (double)total) : 0;
-  int room = terminal_columns() - PERCENT, cells = UST_MIN(CELLS, room - (int)strlen(what)); /* the text comes first */
-  if (cells < LEAST) cells = 0;
+  int room = terminal_columns() - PERCENT - (int)strlen(left), cells = UST_MIN(CELLS, room - (int)strlen(what));
+  if (cells < LEAST) cells = 0; /* the text comes first */
   char bar[3 * CELLS + 1] = "";
   for (int i = 0; i < cells; i++) strcat(bar, i * 100 < percent * cells ? "━" : " ");
-  fprintf(stderr, "\r\033[K%-.*s %s %3d %%", room - cells, what, bar, percent);
+  fprintf(stderr, "\r\033[K%-.*s %s %3d %%%s", room - cells, what, bar, percent, left);
   fflush(stderr);
   bar_standing = true;
 }

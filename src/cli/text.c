@@ -137,7 +137,8 @@ static size_t skip_blanks(const char *data, size_t size, size_t at) {
   return at;
 }
 
-/* An object that opens with a name, or a list of objects: what is no JSON Lines then is told so, line by line. */
+/* An object that opens with a name, or a list of objects: meant as JSON lines, so what is wrong with a line is an
+ * error. */
 static bool looks_like_json_lines(const char *data, size_t size) {
   size_t i = skip_blanks(data, size, 0);
   if (i < size && data[i] == '[') {

@@ -18,30 +18,39 @@ static int encode(const ust_tokenizer *tokenizer, const char *text, size_t lengt
   return UST_EXIT_OK;
 }
 
-/* Ids separated by white space; everything is checked before the first byte is written. */
-static int decode(const ust_tokenizer *tokenizer, const char *text, bool print) {
-  for (const char *at = text; *at;) {
-    if (isspace((unsigned char)*at)) {
-      at++;
-      continue;
-    }
-    char *end = NULL;
-    errno = 0;
-    long long id = isdigit((unsigned char)*at) ? strtoll(at, &end, 10) : -1;
-    size_t length = 0;
-    const char *bytes =
-        errno == 0 && id >= 0 && id <= INT32_MAX ? ust_tokenizer_bytes(tokenizer, (int32_t)id, &length) : NULL;
-    if (!bytes || (*end && !isspace((unsigned char)*end))) {
-      understudy_error err;
-      ust_error(&err, UNDERSTUDY_ERROR_ARGUMENT, "--decode: found '%.*s', expected a token id from 0 to %zu",
-                (int)UST_MIN(strcspn(at, " \t\r\n"), 40u), at, ust_tokenizer_vocabulary(tokenizer)->count - 1);
-      return ust_cli_fail(&err);
-    }
-    if (print) fwrite(bytes, 1, length, stdout);
-    at = end;
+static bool is_blank(char c) {
+  return c == 0 || isspace((unsigned char)c);
+}
+
+/* The next id of those separated by white space or zero bytes, at *at: the bytes it stands for; NULL, with *at where it was, when it
+ * is not one. *at becomes `end` after the last. */
+static const char *next_id(const ust_tokenizer *tokenizer, const char **at, const char *end, size_t *length) {
+  char *after = NULL;
+  errno = 0;
+  long long id = isdigit((unsigned char)**at) ? strtoll(*at, &after, 10) : -1;
+  const char *bytes = NULL;
+  if (errno == 0 && id >= 0 && id <= INT32_MAX) bytes = ust_tokenizer_bytes(tokenizer, (int32_t)id, length);
+  if (!bytes || (after < end && !is_blank(*after))) return NULL;
+  for (*at = after; *at < end && is_blank(**at);) ++*at;
+  return bytes;
+}
+
+/* Everything is checked before the first byte is written. */
+static int decode(const ust_tokenizer *tokenizer, const char *text, size_t length) {
+  const char *end = text + length, *bytes;
+  size_t size;
+  while (text < end && is_blank(*text)) text++;
+  for (const char *at = text; at < end;) {
+    if (next_id(tokenizer, &at, end, &size)) continue;
+    understudy_error err;
+    ust_error(&err, UNDERSTUDY_ERROR_ARGUMENT, "--decode: found '%.*s', expected a token id from 0 to %zu",
+              (int)UST_MIN(strcspn(at, " \t\r\n"), 40u), at, ust_tokenizer_vocabulary(tokenizer)->count - 1);
+    return ust_cli_fail(&err);
   }
-  if (print && isatty(STDOUT_FILENO)) putchar('\n');
-  return print ? UST_EXIT_OK : decode(tokenizer, text, true);
+  for (const char *at = text; at < end && (bytes = next_id(tokenizer, &at, end, &size));)
+    fwrite(bytes, 1, size, stdout);
+  if (isatty(STDOUT_FILENO)) putchar('\n');
+  return UST_EXIT_OK;
 }
 
 /* Several ids may stand as several arguments: joins them in place of the text. */
@@ -89,7 +98,7 @@ int ust_cli_tokenize(int argc, char **argv) {
   if (ust_cli_tokenizer(model, NULL, &tokenizer, &err) != UNDERSTUDY_OK)
     code = ust_cli_fail(&err);
   else
-    code = back ? decode(tokenizer, text, false) : encode(tokenizer, text, length, special);
+    code = back ? decode(tokenizer, text, length) : encode(tokenizer, text, length, special);
   ust_tokenizer_free(tokenizer);
   ust_free(text);
   return code;

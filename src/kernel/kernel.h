@@ -176,6 +176,8 @@ typedef struct ust_kernels {
 const ust_kernels *ust_kernels_get(ust_isa isa, const char **reason);
 /* The best level of this machine. */
 ust_isa ust_kernels_best(void);
+/* The level of that name, or the best (NULL). */
+understudy_status ust_kernels_choose(const char *name, const ust_kernels **kernels, understudy_error *err);
 /* "scalar", … → level; false for an unknown name. */
 bool ust_isa_parse(const char *name, ust_isa *isa);
 const char *ust_isa_name(ust_isa isa);

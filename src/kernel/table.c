@@ -78,6 +78,18 @@ const ust_kernels *ust_kernels_get(ust_isa isa, const char **reason) {
   return &tables[isa];
 }
 
+understudy_status ust_kernels_choose(const char *name, const ust_kernels **kernels, understudy_error *err) {
+  const ust_isa best = ust_kernels_best();
+  ust_isa isa = best;
+  const char *reason;
+  if (name && !ust_isa_parse(name, &isa))
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "isa: found '%s', expected scalar, avx2, avx512 or amx", name);
+  *kernels = ust_kernels_get(isa, &reason);
+  if (*kernels) return UNDERSTUDY_OK;
+  return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "isa: %s cannot run here: %s; the best here is %s", names[isa],
+                   reason, names[best]);
+}
+
 ust_isa ust_kernels_best(void) {
   int best = UST_ISA_SCALAR;
   for (int isa = UST_ISA_AVX2; isa < UST_ISA_COUNT; isa++)

@@ -54,30 +54,43 @@ static understudy_status run_gnuplot(const ust_buffer *script, const char *path,
   return UNDERSTUDY_OK;
 }
 
-/* Draws into a file beside `path`, then puts it in its place. */
-static understudy_status draw(const ust_chart *chart, const char *path, bool png, understudy_error *err) {
-  size_t length = strlen(path) + 32;
-  char *temporary = malloc(length);
-  if (!temporary) return ust_error_memory(err, length, "a path");
-  snprintf(temporary, length, "%s.%d.tmp", path, (int)getpid());
-  FILE *probe = fopen(temporary, "wbe"); /* gnuplot's own message would not say why */
-  if (!probe) {
-    understudy_status status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
-    free(temporary);
-    return status;
+/* What gnuplot drew replaces the file at `path`. */
+static understudy_status replace(const char *path, const char *drawing, understudy_error *err) {
+  enum { CHART_MOST = 64 << 20 };
+  char *data;
+  size_t size;
+  ust_writer writer;
+  UST_TRY(ust_file_slurp(drawing, CHART_MOST, &data, &size, err));
+  understudy_status status = size ? ust_writer_open(&writer, path, err)
+                                  : ust_error(err, UNDERSTUDY_ERROR_IO, "%s: gnuplot drew nothing", path);
+  if (status == UNDERSTUDY_OK) {
+    ust_writer_write(&writer, data, size);
+    status = ust_writer_commit(&writer, err);
   }
-  fclose(probe);
-  ust_buffer script = {0};
-  ust_measure_chart_script(chart, png, temporary, &script);
-  understudy_status status = run_gnuplot(&script, path, err);
-  struct stat info;
-  if (status == UNDERSTUDY_OK && (stat(temporary, &info) != 0 || info.st_size == 0))
-    status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: gnuplot drew nothing", path);
-  if (status == UNDERSTUDY_OK && rename(temporary, path) != 0)
-    status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
-  if (status != UNDERSTUDY_OK) unlink(temporary);
-  ust_buffer_free(&script);
-  free(temporary);
+  ust_free(data);
+  return status;
+}
+
+/* Draws into a file beside `path` first. */
+static understudy_status draw(const ust_chart *chart, const char *path, bool png, understudy_error *err) {
+  const char *slash = strrchr(path, '/');
+  const size_t folder = slash ? (size_t)(slash - path) + 1 : 0, length = folder + 64;
+  char *drawing = malloc(length);
+  if (!drawing) return ust_error_memory(err, length, "a path");
+  snprintf(drawing, length, "%.*s.understudy-%d.chart", (int)folder, path, (int)getpid());
+  FILE *probe = fopen(drawing, "wbe"); /* gnuplot's own message would not say why */
+  understudy_status status =
+      probe ? UNDERSTUDY_OK : ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s", path, strerror(errno));
+  if (probe) {
+    ust_buffer script = {0};
+    fclose(probe);
+    ust_measure_chart_script(chart, png, drawing, &script);
+    status = run_gnuplot(&script, path, err);
+    ust_buffer_free(&script);
+    if (status == UNDERSTUDY_OK) status = replace(path, drawing, err);
+    unlink(drawing);
+  }
+  free(drawing);
   return status;
 }
 

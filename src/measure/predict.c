@@ -71,8 +71,8 @@ ust_prediction ust_measure_predict(const ust_bench *run, const ust_bench_mode *m
 static understudy_status need(const char *path, const char *object, const char *field, double value,
                               understudy_error *err) {
   if (value > 0) return UNDERSTUDY_OK;
-  return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: %s: %s: found %s, expected a number above 0", path, object, field,
-                   "nothing or 0");
+  return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: %s: %s: found nothing or 0, expected a number above 0", path,
+                   object, field);
 }
 
 understudy_status ust_measure_check_bench(const ust_bench *run, const char *path, understudy_error *err) {

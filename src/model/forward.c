@@ -1,14 +1,5 @@
-/* The forward pass of a GPT-2 over new nodes of a token tree, and the timeline it belongs to.
- *
- * One parallel region a pass; threads share out panels of outputs, heads and rows, and meet at a barrier after
- * each step, so no sum is ever divided between them. Buffers, per row of the pass:
- *   residual f32 [rows, width]   norm activation [rows, width]   qkv f32 [rows, 3 width]
- *   heads activation [rows, width]   hidden activation [rows, feed_forward]
- *   integers: any of the three as a product with a quantised matrix takes it */
-#include <omp.h>
-
-#include "base/barrier.h"
-#include "model/gpt2.h"
+/* The forward pass of a GPT-2 over new nodes of a token tree, and the timeline it belongs to. */
+#include "model/pass.h"
 
 struct ust_timeline {
   const ust_model *model;
@@ -17,13 +8,7 @@ struct ust_timeline {
   char *kv; /* [layer][head] blocks of kv_bytes(slots) */
   size_t head_bytes;
   int32_t *parent, *depth; /* of each node; depth 0 lies at position `committed` */
-  /* of the pass */
-  float *residual, *qkv;
-  char *norm, *heads, *hidden;
-  char *integers; /* NULL without quantised matrices */
-  char *scratch;  /* [threads] */
-  size_t scratch_bytes;
-  ust_barrier barrier;
+  ust_pass pass;
   int32_t *keys, *identity, *path; /* [max_rows], [max_rows], [max_rows, UST_TREE_DEPTH] */
 };
 
@@ -31,52 +16,28 @@ static char *head_kv(const ust_timeline *t, int layer, int head) {
   return t->kv + ((size_t)layer * (size_t)t->model->config.heads + (size_t)head) * t->head_bytes;
 }
 
-/* Most inputs of a quantised matrix. */
-static int quantised_inputs(const ust_model *m) {
-  const ust_matrix *output = m->output.data ? &m->output : &m->embedding;
-  int most = ust_is_quantised(output->format) ? output->cols : 0;
-  for (int i = 0; i < m->config.layers; i++) {
-    const ust_layer *layer = &m->layers[i];
-    const ust_matrix *const all[] = {&layer->qkv, &layer->output, &layer->up, &layer->down};
-    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
-      if (ust_is_quantised(all[k]->format)) most = UST_MAX(most, all[k]->cols);
-  }
-  return most;
-}
-
 understudy_status ust_timeline_create(const ust_model *model, int context, int max_rows, ust_timeline **timeline,
                                       understudy_error *err) {
   const ust_config *c = &model->config;
-  const ust_kernels *kernels = model->kernels;
+  const size_t rows = (size_t)max_rows, nodes = (size_t)UST_MAX(UST_TREE_NODES, max_rows);
   ust_timeline *t = ust_alloc(sizeof *t);
   if (!t) return ust_error_memory(err, sizeof *t, "a timeline");
-  int head_dim = c->width / c->heads, threads = model->threads;
   t->model = model;
   t->context = context;
   t->max_rows = max_rows;
-  t->slots = UST_ROUND_UP(context + UST_MAX(UST_TREE_NODES, max_rows), UST_KV_BLOCK);
-  t->head_bytes = kernels->kv_bytes(t->slots, head_dim);
-  t->scratch_bytes = UST_ROUND_UP(kernels->attention_scratch(max_rows, t->slots, head_dim), 64);
-  size_t rows = (size_t)max_rows, nodes = (size_t)UST_MAX(UST_TREE_NODES, max_rows), size = kernels->activation_size;
-  t->kv = ust_alloc((size_t)c->layers * (size_t)c->heads * t->head_bytes);
+  t->slots = UST_ROUND_UP(context + (int)nodes, UST_KV_BLOCK);
+  t->head_bytes = model->kernels->kv_bytes(t->slots, c->width / c->heads);
+  const size_t kv_bytes = (size_t)c->layers * (size_t)c->heads * t->head_bytes;
+  t->kv = ust_alloc(kv_bytes);
   t->parent = ust_alloc(nodes * sizeof *t->parent);
   t->depth = ust_alloc(nodes * sizeof *t->depth);
-  t->residual = ust_alloc(rows * (size_t)model->width_stride * sizeof(float));
-  t->qkv = ust_alloc(rows * (size_t)model->qkv_stride * sizeof(float));
-  t->norm = ust_alloc(rows * (size_t)model->width_stride * size);
-  t->heads = ust_alloc(rows * (size_t)model->width_stride * size);
-  t->hidden = ust_alloc(rows * (size_t)model->hidden_stride * size);
-  int inputs = quantised_inputs(model);
-  t->integers = inputs ? ust_alloc(kernels->integers_bytes(max_rows, inputs)) : NULL;
-  t->scratch = ust_alloc((size_t)threads * t->scratch_bytes);
   t->keys = ust_alloc(rows * sizeof *t->keys);
   t->identity = ust_alloc(rows * sizeof *t->identity);
   t->path = ust_alloc(rows * UST_TREE_DEPTH * sizeof *t->path);
-  if (!t->kv || !t->parent || !t->depth || !t->residual || !t->qkv || !t->norm || !t->heads || !t->hidden ||
-      (inputs && !t->integers) || !t->scratch || !t->keys || !t->identity || !t->path) {
-    size_t bytes = (size_t)c->layers * (size_t)c->heads * t->head_bytes;
+  const bool pass = ust_pass_init(&t->pass, model, model->layers, ust_model_words(model), max_rows, max_rows, t->slots);
+  if (!pass || !t->kv || !t->parent || !t->depth || !t->keys || !t->identity || !t->path) {
     ust_timeline_free(t);
-    return ust_error_memory(err, bytes, "the KV cache and buffers of a session");
+    return ust_error_memory(err, kv_bytes, "the KV cache and buffers of a session");
   }
   *timeline = t;
   return UNDERSTUDY_OK;
@@ -84,8 +45,8 @@ understudy_status ust_timeline_create(const ust_model *model, int context, int m
 
 void ust_timeline_free(ust_timeline *t) {
   if (!t) return;
-  void *const parts[] = {t->kv,     t->parent,   t->depth,   t->residual, t->qkv,      t->norm, t->heads,
-                         t->hidden, t->integers, t->scratch, t->keys,     t->identity, t->path};
+  ust_pass_free(&t->pass);
+  void *const parts[] = {t->kv, t->parent, t->depth, t->keys, t->identity, t->path};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) ust_free(parts[i]);
   ust_free(t);
 }
@@ -123,113 +84,50 @@ static void add_nodes(ust_timeline *t, const int32_t *parents, int rows) {
   }
 }
 
-typedef struct share {
-  int begin, end;
-} share;
-
-/* This thread's part of n. */
-static share share_of(int n, int thread, int threads) {
-  return (share){(int)((int64_t)n * thread / threads), (int)((int64_t)n * (thread + 1) / threads)};
-}
-
-static void linear(ust_timeline *t, const ust_matrix *w, const void *x, int x_stride, int rows, const float *bias,
-                   ust_epilogue epilogue, void *y, int y_stride, int thread, int threads) {
-  const ust_kernels *kernels = t->model->kernels;
-  share s = share_of(UST_ROUND_UP(w->rows, UST_PANEL) / UST_PANEL, thread, threads);
-  if (ust_is_quantised(w->format)) {
-    share own = share_of(rows, thread, threads);
-    kernels->integers(x, (size_t)x_stride, rows, w->cols, own.begin, own.end, t->integers);
-    ust_barrier_wait(&t->barrier);
-    x = t->integers;
-  }
-  if (s.begin < s.end)
-    kernels->matmul(w, s.begin, s.end, x, (size_t)x_stride, rows, bias, epilogue, y, (size_t)y_stride);
-}
-
-static void normalise(ust_timeline *t, const float *gain, const float *bias, int rows, int thread, int threads) {
-  const ust_model *m = t->model;
-  share s = share_of(rows, thread, threads);
-  for (int r = s.begin; r < s.end; r++)
-    m->kernels->layer_norm(t->residual + (size_t)r * m->width_stride, gain, bias, m->config.width,
-                           m->config.norm_epsilon, t->norm + (size_t)r * m->width_stride * m->kernels->activation_size);
-}
-
 /* Stores the new keys and values of this thread's heads and attends. */
-static void attend(ust_timeline *t, int layer, int rows, int thread, int threads) {
+static void attend(ust_timeline *t, int layer, int rows, ust_member me) {
   const ust_model *m = t->model;
   const ust_kernels *kernels = m->kernels;
-  int width = m->config.width, head_dim = width / m->config.heads;
-  ust_attention_rows description = {rows, t->keys, t->identity, t->path, UST_TREE_DEPTH};
-  share s = share_of(m->config.heads, thread, threads);
-  for (int h = s.begin; h < s.end; h++) {
+  const int width = m->config.width, head_dim = width / m->config.heads;
+  const ust_attention_rows description = {rows, t->keys, t->identity, t->path, UST_TREE_DEPTH};
+  const ust_share own = ust_share_of(m->config.heads, me);
+  for (int h = own.begin; h < own.end; h++) {
     char *kv = head_kv(t, layer, h);
-    const float *q = t->qkv + (size_t)h * head_dim;
+    const float *q = t->pass.qkv + (size_t)h * head_dim;
     for (int r = 0; r < rows; r++) {
       const float *row = q + (size_t)r * m->qkv_stride;
       kernels->kv_store(kv, t->slots, head_dim, t->committed + t->nodes + r, row + width, row + 2 * width);
     }
     kernels->attention(kv, t->slots, head_dim, &description, q, (size_t)m->qkv_stride,
-                       t->heads + (size_t)h * head_dim * kernels->activation_size, (size_t)m->width_stride,
-                       t->scratch + (size_t)thread * t->scratch_bytes);
+                       t->pass.heads + (size_t)h * head_dim * kernels->activation_size, (size_t)m->width_stride,
+                       t->pass.scratch + (size_t)me.thread * t->pass.scratch_bytes);
   }
 }
 
-static void embed(ust_timeline *t, const int32_t *tokens, int rows, int thread, int threads) {
-  const ust_model *m = t->model;
-  int width = m->config.width;
-  share s = share_of(rows, thread, threads);
-  for (int r = s.begin; r < s.end; r++) {
-    float *x = t->residual + (size_t)r * m->width_stride;
-    const float *position = m->positions + (size_t)(t->keys[r] - 1) * width;
-    m->kernels->unpack_row(&m->embedding, tokens[r], x);
-    for (int i = 0; i < width; i++) x[i] += position[i];
-  }
-}
-
-static void layer_pass(ust_timeline *t, int index, int rows, int thread, int threads) {
-  const ust_model *m = t->model;
-  const ust_layer *layer = &m->layers[index];
-  normalise(t, layer->norm1_gain, layer->norm1_bias, rows, thread, threads);
-  ust_barrier_wait(&t->barrier);
-  linear(t, &layer->qkv, t->norm, m->width_stride, rows, layer->qkv_bias, UST_STORE, t->qkv, m->qkv_stride, thread,
-         threads);
-  ust_barrier_wait(&t->barrier);
-  attend(t, index, rows, thread, threads);
-  ust_barrier_wait(&t->barrier);
-  linear(t, &layer->output, t->heads, m->width_stride, rows, layer->output_bias, UST_ADD, t->residual, m->width_stride,
-         thread, threads);
-  ust_barrier_wait(&t->barrier);
-  normalise(t, layer->norm2_gain, layer->norm2_bias, rows, thread, threads);
-  ust_barrier_wait(&t->barrier);
-  linear(t, &layer->up, t->norm, m->width_stride, rows, layer->up_bias, UST_GELU, t->hidden, m->hidden_stride, thread,
-         threads);
-  ust_barrier_wait(&t->barrier);
-  linear(t, &layer->down, t->hidden, m->hidden_stride, rows, layer->down_bias, UST_ADD, t->residual, m->width_stride,
-         thread, threads);
-  ust_barrier_wait(&t->barrier);
+static void layer_pass(ust_timeline *t, int layer, int rows, ust_member me) {
+  ust_pass_before_attention(&t->pass, layer, rows, me);
+  attend(t, layer, rows, me);
+  ust_pass_after_attention(&t->pass, layer, rows, me);
 }
 
 /* Brings the wanted rows of the residual together at the top; returns how many. */
 static int select_rows(ust_timeline *t, const bool *want, int rows) {
   int count = 0;
-  size_t stride = (size_t)t->model->width_stride;
+  const size_t stride = (size_t)t->model->width_stride;
+  float *residual = t->pass.residual;
   for (int r = 0; r < rows; r++) {
     if (want && !want[r]) continue;
-    if (count != r)
-      memcpy(t->residual + (size_t)count * stride, t->residual + (size_t)r * stride, stride * sizeof(float));
+    if (count != r) memcpy(residual + (size_t)count * stride, residual + (size_t)r * stride, stride * sizeof(float));
     count++;
   }
   return count;
 }
 
 /* Logits of `rows` rows of the residual. */
-static void output_pass(ust_timeline *t, int rows, float *logits, int thread, int threads) {
+static void output_pass(ust_timeline *t, int rows, float *logits, ust_member me) {
   const ust_model *m = t->model;
-  normalise(t, m->norm_gain, m->norm_bias, rows, thread, threads);
-  ust_barrier_wait(&t->barrier);
-  if (rows)
-    linear(t, m->output.data ? &m->output : &m->embedding, t->norm, m->width_stride, rows, NULL, UST_STORE, logits,
-           m->vocabulary_stride, thread, threads);
+  ust_pass_normalise(&t->pass, m->norm_gain, m->norm_bias, rows, me);
+  if (rows) ust_pass_words(&t->pass, rows, logits, m->vocabulary_stride, me);
 }
 
 void ust_model_forward(ust_timeline *t, const int32_t *tokens, const int32_t *parents, int rows, const bool *want,
@@ -239,16 +137,13 @@ void ust_model_forward(ust_timeline *t, const int32_t *tokens, const int32_t *pa
   add_nodes(t, parents, rows);
 #pragma omp parallel num_threads(m->threads)
   {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-#pragma omp single
-    ust_barrier_start(&t->barrier, threads);
-    embed(t, tokens, rows, thread, threads);
-    ust_barrier_wait(&t->barrier);
-    for (int i = 0; i < m->config.layers; i++) layer_pass(t, i, rows, thread, threads);
+    const ust_member me = ust_pass_enter(&t->pass);
+    ust_pass_embed(&t->pass, tokens, t->keys, rows, me);
+    for (int i = 0; i < m->config.layers; i++) layer_pass(t, i, rows, me);
     if (logits) {
-      if (thread == 0) wanted = select_rows(t, want, rows);
-      ust_barrier_wait(&t->barrier);
-      output_pass(t, wanted, logits, thread, threads);
+      if (me.thread == 0) wanted = select_rows(t, want, rows);
+      ust_barrier_wait(&t->pass.barrier);
+      output_pass(t, wanted, logits, me);
     }
     m->kernels->release();
   }
@@ -267,16 +162,14 @@ uint64_t ust_model_rehearse(ust_timeline *t, int rows, uint64_t bytes, int *part
   add_nodes(t, parents, rows);
 #pragma omp parallel num_threads(m->threads)
   {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-#pragma omp single
-    ust_barrier_start(&t->barrier, threads);
+    const ust_member me = ust_pass_enter(&t->pass);
     for (int i = 0; i < count; i++) {
       int at = (first + i) % parts;
       if (at < m->config.layers)
-        layer_pass(t, at, rows, thread, threads);
+        layer_pass(t, at, rows, me);
       else
-        output_pass(t, rows, logits, thread, threads);
-      ust_barrier_wait(&t->barrier);
+        output_pass(t, rows, logits, me);
+      ust_barrier_wait(&t->pass.barrier);
     }
     m->kernels->release();
   }

@@ -4,8 +4,11 @@
 
 #include "model/model.h"
 
+/* Matrices of a layer, in the order of their use. */
+enum { UST_MATRIX_QKV, UST_MATRIX_OUTPUT, UST_MATRIX_UP, UST_MATRIX_DOWN, UST_LAYER_MATRICES };
+
 typedef struct ust_layer {
-  ust_matrix qkv, output, up, down;
+  ust_matrix matrix[UST_LAYER_MATRICES];
   float *norm1_gain, *norm1_bias, *qkv_bias, *output_bias, *norm2_gain, *norm2_bias, *up_bias, *down_bias;
 } ust_layer;
 
@@ -23,6 +26,11 @@ struct ust_model {
   char *memory; /* of all tensors */
   uint64_t parameters, weight_bytes;
 };
+
+/* The output matrix. */
+static inline const ust_matrix *ust_model_words(const ust_model *model) {
+  return model->output.data ? &model->output : &model->embedding;
+}
 
 /* Bytes of weights a pass reads in layer `part`, or, with part == layers, for the logits. */
 uint64_t ust_model_part_bytes(const ust_model *model, int part);

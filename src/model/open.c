@@ -111,15 +111,15 @@ static understudy_status load_layer(loader *l, int index, ust_layer *layer) {
 #define NAME(part) (snprintf(name, sizeof name, "blk.%d." part, index), name)
   UST_TRY(load_vector(l, NAME("attn_norm.weight"), c->width, &layer->norm1_gain));
   UST_TRY(load_vector(l, NAME("attn_norm.bias"), c->width, &layer->norm1_bias));
-  UST_TRY(load_matrix(l, NAME("attn_qkv.weight"), 3 * c->width, c->width, &layer->qkv));
+  UST_TRY(load_matrix(l, NAME("attn_qkv.weight"), 3 * c->width, c->width, &layer->matrix[UST_MATRIX_QKV]));
   UST_TRY(load_vector(l, NAME("attn_qkv.bias"), 3 * c->width, &layer->qkv_bias));
-  UST_TRY(load_matrix(l, NAME("attn_output.weight"), c->width, c->width, &layer->output));
+  UST_TRY(load_matrix(l, NAME("attn_output.weight"), c->width, c->width, &layer->matrix[UST_MATRIX_OUTPUT]));
   UST_TRY(load_vector(l, NAME("attn_output.bias"), c->width, &layer->output_bias));
   UST_TRY(load_vector(l, NAME("ffn_norm.weight"), c->width, &layer->norm2_gain));
   UST_TRY(load_vector(l, NAME("ffn_norm.bias"), c->width, &layer->norm2_bias));
-  UST_TRY(load_matrix(l, NAME("ffn_up.weight"), c->feed_forward, c->width, &layer->up));
+  UST_TRY(load_matrix(l, NAME("ffn_up.weight"), c->feed_forward, c->width, &layer->matrix[UST_MATRIX_UP]));
   UST_TRY(load_vector(l, NAME("ffn_up.bias"), c->feed_forward, &layer->up_bias));
-  UST_TRY(load_matrix(l, NAME("ffn_down.weight"), c->width, c->feed_forward, &layer->down));
+  UST_TRY(load_matrix(l, NAME("ffn_down.weight"), c->width, c->feed_forward, &layer->matrix[UST_MATRIX_DOWN]));
   UST_TRY(load_vector(l, NAME("ffn_down.bias"), c->width, &layer->down_bias));
 #undef NAME
   return UNDERSTUDY_OK;
@@ -151,11 +151,10 @@ static understudy_status load_all(loader *l) {
 
 uint64_t ust_model_part_bytes(const ust_model *m, int part) {
   const uint64_t width = (uint64_t)m->config.width;
-  if (part == m->config.layers)
-    return (m->output.data ? m->output.bytes : m->embedding.bytes) + 2 * width * sizeof(float);
-  const ust_layer *layer = &m->layers[part];
-  return layer->qkv.bytes + layer->output.bytes + layer->up.bytes + layer->down.bytes +
-         (9 * width + (uint64_t)m->config.feed_forward) * sizeof(float);
+  if (part == m->config.layers) return ust_model_words(m)->bytes + 2 * width * sizeof(float);
+  uint64_t bytes = (9 * width + (uint64_t)m->config.feed_forward) * sizeof(float);
+  for (int k = 0; k < UST_LAYER_MATRICES; k++) bytes += m->layers[part].matrix[k].bytes;
+  return bytes;
 }
 
 /* A tensor that nothing asked for: the file holds another model than this. */
@@ -191,15 +190,12 @@ static int row_stride(int n) {
 /* Tells each matrix which one a pass multiplies with next. */
 static void link_matrices(ust_model *m) {
   ust_matrix *last = NULL;
-  for (int i = 0; i < m->config.layers; i++) {
-    ust_layer *layer = &m->layers[i];
-    ust_matrix *const order[] = {&layer->qkv, &layer->output, &layer->up, &layer->down};
-    for (size_t k = 0; k < sizeof order / sizeof *order; k++) {
-      if (last) last->next = order[k];
-      last = order[k];
-    }
+  for (int i = 0; i < m->config.layers * UST_LAYER_MATRICES; i++) {
+    ust_matrix *matrix = &m->layers[i / UST_LAYER_MATRICES].matrix[i % UST_LAYER_MATRICES];
+    if (last) last->next = matrix;
+    last = matrix;
   }
-  last->next = m->output.data ? &m->output : &m->embedding;
+  last->next = ust_model_words(m);
 }
 
 understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *kernels, int threads,

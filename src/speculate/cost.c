@@ -1,7 +1,6 @@
 /* The cost curve: points and lines, timing passes, and the file they are kept in. */
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include "speculate/cost.h"
@@ -76,7 +75,7 @@ static void scale_to(ust_cost *cost, double seconds) {
   for (int i = 0; i < cost->points && known > 0; i++) cost->seconds[i] *= seconds / known;
 }
 
-/* Leaves the points of these row counts alone. */
+/* Drops the points of all row counts but these. */
 static void keep_only(ust_cost *cost, const int *order, int count) {
   int kept = 0;
   for (int i = 0; i < cost->points; i++)
@@ -107,7 +106,7 @@ void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust
     if (rows > most || (now.points >= 2 && spent + share * ust_cost_of(&now, rows) > budget)) continue;
     uint64_t start = ust_clock_ns();
     double seconds = pass(user, rows), before = known_seconds(&now, rows);
-    double took = (double)(ust_clock_ns() - start) * 1e-9;
+    double took = ust_seconds_since(start);
     ust_cost_add(&now, rows, before > 0 ? UST_MIN(before, seconds) : seconds);
     spent += took;
     share = took / seconds;

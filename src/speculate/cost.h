@@ -24,7 +24,8 @@ void ust_cost_add(ust_cost *cost, int rows, double seconds);
  * its passes say how fast the machine is, not what rows cost beside it. */
 void ust_cost_observe(ust_cost *cost, int rows, double seconds);
 /* Costs not observed are slowly believed to be lower, so that what was given up for its price is tried again: those of
- * any pass, or, where passes of one row are all there is, those of further rows, by `share` of their price. */
+ * any pass, or, where passes of one row are all there is, those of further rows, by `share` of
+ * what they cost beyond one. */
 void ust_cost_fade(ust_cost *cost);
 void ust_cost_fade_rows(ust_cost *cost, double share);
 

@@ -25,10 +25,6 @@ struct ust_decoder {
   int rehearsed; /* the target's part that is timed next */
 };
 
-static double seconds_since(uint64_t start) {
-  return (double)(ust_clock_ns() - start) * 1e-9;
-}
-
 /* ---- life ---- */
 
 /* There is a text stage when it has a source. */
@@ -63,14 +59,14 @@ static double time_target(void *user, int rows) {
   ust_decoder *d = user;
   uint64_t start = ust_clock_ns();
   uint64_t bytes = ust_model_rehearse(d->timeline, rows, PART, &d->rehearsed, d->logits);
-  return seconds_since(start) * (double)ust_model_weight_bytes(d->options.target) / (double)bytes;
+  return ust_seconds_since(start) * (double)ust_model_weight_bytes(d->options.target) / (double)bytes;
 }
 
 static double time_draft(void *user, int rows) {
   ust_decoder *d = user;
   uint64_t start = ust_clock_ns();
   ust_draft_rehearse(&d->draft, &d->drafting, rows);
-  return seconds_since(start);
+  return ust_seconds_since(start);
 }
 
 /* Fills the planner's cost curves: timed now, together with what the cache knows. */
@@ -160,19 +156,29 @@ static understudy_status catch_up(ust_decoder *d, understudy_progress_fn progres
   return UNDERSTUDY_OK;
 }
 
-understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int count, understudy_progress_fn progress,
-                                     void *user, understudy_error *err) {
-  assert(count <= d->options.context - d->history.count);
+/* The draft can evaluate the whole text. */
+static bool drafts(const ust_decoder *d) {
+  return d->options.draft && d->history.count <= ust_model_config(d->options.draft)->context;
+}
+
+/* Brings both models' timelines up to the text. That work is not decoding's. */
+static understudy_status read_text(ust_decoder *d, understudy_progress_fn progress, void *user, understudy_error *err) {
   uint64_t start = ust_clock_ns();
-  for (int i = 0; i < count; i++) append(d, tokens[i]);
   understudy_status status = catch_up(d, progress, user, err);
-  if (status == UNDERSTUDY_OK && d->options.draft && d->history.count <= ust_model_config(d->options.draft)->context) {
-    ust_work before = d->draft.work; /* a prompt's work is not decoding's */
+  if (status == UNDERSTUDY_OK && drafts(d)) {
+    ust_work before = d->draft.work;
     ust_draft_catch_up(&d->draft, &d->history);
     d->draft.work = before;
   }
-  d->stats.prompt_seconds += seconds_since(start);
+  d->stats.prompt_seconds += ust_seconds_since(start);
   return status;
+}
+
+understudy_status ust_decoder_prompt(ust_decoder *d, const int32_t *tokens, int count, understudy_progress_fn progress,
+                                     void *user, understudy_error *err) {
+  assert(count <= d->options.context - d->history.count);
+  for (int i = 0; i < count; i++) append(d, tokens[i]);
+  return read_text(d, progress, user, err);
 }
 
 /* ---- one step ---- */
@@ -229,13 +235,13 @@ static int plan(ust_decoder *d, int deepest, int32_t *nodes) {
   tree->nodes[0].row = 0;
   nodes[0] = 0;
   ust_plan best = {.rows = 1};
-  if (deepest > 0 && (text || d->options.draft)) {
-    while (d->options.draft && ust_draft_grow(&d->draft, text, tree, &d->history, deepest, &d->drafting)) {
+  if (deepest > 0 && (text || drafts(d))) {
+    while (drafts(d) && ust_draft_grow(&d->draft, text, tree, &d->history, deepest, &d->drafting)) {
     }
     double price[UST_TARGET_ROWS + 1];
     ust_planner_prices(&d->planner, price);
     best = pick_rows(d, deepest, price, nodes);
-    ust_planner_observe_plan(&d->planner, &best, price, d->options.draft != NULL);
+    ust_planner_observe_plan(&d->planner, &best, price, drafts(d));
   }
   d->report.expected_tokens += best.expected;
   d->report.predicted_seconds = ust_cost_of(&d->planner.target_cost, best.rows);
@@ -251,7 +257,7 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
   }
   uint64_t start = ust_clock_ns();
   ust_model_forward(d->timeline, tokens, parents, rows, NULL, d->logits);
-  double seconds = seconds_since(start);
+  double seconds = ust_seconds_since(start);
   ust_account_pass(&d->details, &d->report, &d->tree, nodes, rows, seconds);
   const ust_model *target = d->options.target;
   int keys = ust_timeline_committed(d->timeline) + rows;
@@ -316,7 +322,7 @@ static void walk(ust_decoder *d, int limit, walked *w) {
     const float *logits = d->logits + (size_t)d->tree.nodes[node].row * stride;
     logits = ust_sampler_penalised(d->sampler, sampling, logits, &before);
     ust_sampler_rank(d->sampler, sampling, logits, (uint64_t)(before.count + before.depth), 1, &choice);
-    d->details.choice_seconds += seconds_since(start);
+    d->details.choice_seconds += ust_seconds_since(start);
     if (d->options.text) remember(d, node);
     learn(d, node, choice.token);
     if (choice.token == d->options.end_token) {
@@ -355,20 +361,19 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
   walked w = {0};
   limit = UST_MIN(UST_MIN(limit, UST_TREE_DEEPEST + 1), d->options.context - d->history.count);
   if (limit <= 0) return (ust_step){.end = true};
+  if (ust_timeline_committed(d->timeline) < d->history.count - 1)
+    read_text(d, NULL, NULL, NULL); /* a cancelled prompt */
   uint64_t start = ust_clock_ns();
-  catch_up(d, NULL, NULL, NULL); /* nothing to do, unless a prompt was cancelled */
-  d->stats.prompt_seconds += seconds_since(start);
-  start = ust_clock_ns();
   ust_work before = d->draft.work;
   d->report = (ust_step_report){.expected_tokens = 1};
   int rows = plan(d, limit - 1, nodes);
   target_pass(d, nodes, rows);
   walk(d, limit, &w);
-  double seconds = seconds_since(start);
+  double seconds = ust_seconds_since(start);
   deliver(d, &w, emit, user); /* the caller's time, not decoding's */
   start = ust_clock_ns();
   commit(d, &w);
-  seconds += seconds_since(start);
+  seconds += ust_seconds_since(start);
   d->stats.tokens += (uint64_t)w.count;
   d->stats.seconds += seconds;
   ust_planner_observe_step(&d->planner, w.count, seconds);
@@ -377,7 +382,7 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
   d->report.predicted_seconds += d->draft.work.predicted - before.predicted;
   d->report.tokens = w.count;
   d->report.seconds = seconds;
-  return (ust_step){.count = w.count, .end = w.end};
+  return (ust_step){.count = w.count, .end = w.end || d->history.count == d->options.context};
 }
 
 /* ---- statistics and scores ---- */

@@ -1,5 +1,6 @@
 /* The draft model as a stage. Its timeline holds the committed text up to some point; a pass evaluates what text
  * is missing, then the tree nodes most worth it, and turns each row's logits into children of that node. */
+#include <math.h>
 #include <omp.h>
 
 #include "speculate/stages.h"
@@ -15,7 +16,7 @@ understudy_status ust_draft_create(const ust_model *model, int context, ust_plan
                                    understudy_error *err) {
   *stage = (ust_draft_stage){.model = model, .planner = planner};
   int threads = ust_model_threads(model);
-  size_t bytes = (size_t)(UST_DRAFT_ROWS + 1) * ust_model_logit_stride(model) * sizeof(float);
+  size_t bytes = (size_t)UST_DRAFT_ROWS * ust_model_logit_stride(model) * sizeof(float);
   understudy_status status = ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context), PROMPT_ROWS,
                                                  &stage->timeline, err);
   stage->logits = ust_alloc(bytes);
@@ -45,7 +46,7 @@ void ust_draft_reset(ust_draft_stage *stage) {
 static void account(ust_draft_stage *stage, int rows, int keys, uint64_t start) {
   stage->work.passes++;
   stage->work.rows += (uint64_t)rows;
-  stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  stage->work.seconds += ust_seconds_since(start);
   stage->work.bytes += (double)ust_model_weight_bytes(stage->model) + (double)ust_model_kv_bytes(stage->model) * keys;
   stage->work.flop += rows * ust_model_row_flop(stage->model, keys);
 }
@@ -67,7 +68,7 @@ static void rank(ust_draft_stage *stage, const understudy_sampling *sampling, co
     stage->found[i] = ust_sampler_rank(sampler, sampling, logits, (uint64_t)(before[i].count + before[i].depth),
                                        UST_CANDIDATES, stage->ranked[i]);
   }
-  stage->work.seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  stage->work.seconds += ust_seconds_since(start);
 }
 
 void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows) {
@@ -131,17 +132,19 @@ static double gain_of(const ust_planner *planner, const ust_text_stage *text, co
 }
 
 /* Chooses nodes best first while each is worth its row; returns how many, or 0 when the pass is not worth it. The text
- * stage proposes what follows each of them, so that one pass evaluates several levels. */
+ * stage proposes what follows each of them, so that one pass evaluates several levels. Of `behind` tokens of text to be
+ * evaluated before, no more than CATCH_UP are charged to the pass: later passes gain from them as much. */
 static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history, int deepest,
-                  const understudy_sampling *sampling, int missing, int32_t *chosen_nodes) {
+                  const understudy_sampling *sampling, int behind, int32_t *chosen_nodes) {
   const ust_planner *planner = stage->planner;
   bool chosen[UST_TREE_CAPACITY] = {false}, fixed = planner->shape.length > 0;
   double rate = ust_planner_rate(planner), row = ust_planner_row(planner), price[UST_DRAFT_ROWS + 1];
   double gain = 0, best_value = 0;
-  int most = UST_MIN(UST_DRAFT_ROWS, UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - missing);
+  int charged = UST_MIN(behind, CATCH_UP);
+  int most = UST_MIN(UST_DRAFT_ROWS, UST_TREE_NODES - ust_timeline_nodes(stage->timeline) - charged);
   int count = 0, best = 0;
   deepest = UST_MIN(deepest - 1, ust_model_config(stage->model)->context - history->count); /* of those evaluated */
-  for (int rows = 1; rows <= most; rows++) price[rows] = rate * ust_cost_of(&planner->draft_cost, missing + rows);
+  for (int rows = 1; rows <= most; rows++) price[rows] = rate * ust_cost_of(&planner->draft_cost, charged + rows);
   while (count < most) {
     int node = best_open(tree, chosen, deepest, &planner->shape);
     if (node < 0) break;
@@ -165,7 +168,7 @@ static int choose(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, 
 static void add_children(ust_draft_stage *stage, ust_tree *tree, int node, const ust_ranked *ranked, int count) {
   float scale = ust_planner_scale(&stage->planner->draft_covers);
   for (int i = 0; i < count; i++) {
-    float gap = i ? ranked[0].score - ranked[i].score : count > 1 ? ranked[0].score - ranked[1].score : 9;
+    float gap = i ? ranked[0].score - ranked[i].score : count > 1 ? ranked[0].score - ranked[1].score : HUGE_VALF;
     int child = ust_tree_child(tree, node, ranked[i].token);
     int cell = ust_draft_cell(child >= 0, i, ust_planner_gap(gap));
     float chance = ust_record_chance(&stage->planner->draft_hits[cell], scale);
@@ -187,9 +190,9 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   ust_before before[UST_DRAFT_ROWS];
   bool want[UST_DRAFT_ROWS + CATCH_UP];
   bool first = tree->nodes[0].draft_node < 0;
-  int behind = history->count - 1 - ust_timeline_committed(stage->timeline);
-  int missing = first ? UST_MIN(behind, CATCH_UP) : 0;
-  int count = choose(stage, text, tree, history, deepest, sampling, missing, nodes);
+  int behind = first ? history->count - 1 - ust_timeline_committed(stage->timeline) : 0;
+  int missing = behind <= CATCH_UP ? behind : 0; /* of the text, that goes through the pass */
+  int count = choose(stage, text, tree, history, deepest, sampling, behind, nodes);
   if (count == 0) {
     if (first) {
       ust_record_fade(&stage->planner->draft_covers);
@@ -198,9 +201,9 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
     }
     return false;
   }
-  if (first && behind > CATCH_UP) {
+  if (behind > CATCH_UP) {
+    stage->work.predicted += ust_cost_of(&stage->planner->draft_cost, behind);
     ust_draft_catch_up(stage, history);
-    missing = 0;
   }
   uint64_t start = ust_clock_ns();
   int base = ust_timeline_nodes(stage->timeline), rows = 0;
@@ -225,7 +228,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   rank(stage, sampling, before, count);
   for (int i = 0; i < count; i++) add_children(stage, tree, nodes[i], stage->ranked[i], stage->found[i]);
   stage->work.predicted += ust_cost_of(&stage->planner->draft_cost, rows);
-  ust_cost_observe(&stage->planner->draft_cost, rows, (double)(ust_clock_ns() - start) * 1e-9);
+  ust_cost_observe(&stage->planner->draft_cost, rows, ust_seconds_since(start));
   return true;
 }
 

@@ -43,7 +43,7 @@ typedef struct ust_record {
 /* `scale` corrects the prior of a kind hardly seen yet by how its stage does on the whole. */
 float ust_record_chance(const ust_record *record, float scale);
 void ust_record_observe(ust_record *record, bool hit);
-/* Knowledge not used fades, so that a stage given up is tried again one day. */
+/* What is known of a stage that was not asked fades, so that one given up is tried again one day. */
 void ust_record_fade(ust_record *record);
 
 typedef struct ust_planner {

@@ -50,7 +50,7 @@ typedef struct ust_draft_stage {
   float *logits;
   ust_ranked ranked[UST_DRAFT_ROWS][UST_CANDIDATES]; /* of the last pass's rows */
   int found[UST_DRAFT_ROWS];
-  int pending; /* committed text not yet in the timeline that the last pass evaluated, root included */
+  int pending; /* tokens of text before the root that the step's first pass evaluated, not committed yet */
   ust_work work;
 } ust_draft_stage;
 
@@ -60,7 +60,7 @@ void ust_draft_free(ust_draft_stage *stage);
 /* A pass over a chain of `rows` tokens, ranking included, as if for nothing; the timeline is empty before and after. */
 void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampling, int rows);
 /* One pass over the nodes most worth evaluating, so that the tree may get `deepest` levels; `text` (NULL: none) drafts
- * below them. Returns false when no pass is worth its time. */
+ * below them. The text must fit the draft's context. Returns false when no pass is worth its time. */
 bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree, const ust_history *history,
                     int deepest, const understudy_sampling *sampling);
 /* The nodes path[0 … count-1] of the tree (path[0] the root) were committed. */

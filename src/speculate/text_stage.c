@@ -27,7 +27,7 @@ static void rank(ust_ngram_candidate *found, int count, const understudy_samplin
     score[at] = own;
     found[at] = candidate;
   }
-  for (int i = 0; i < count; i++) gaps[i] = i ? score[0] - score[i] : count > 1 ? score[0] - score[1] : 9;
+  for (int i = 0; i < count; i++) gaps[i] = i ? score[0] - score[i] : count > 1 ? score[0] - score[1] : HUGE_VALF;
 }
 
 /* Appends those of `more` that are not yet in found[]. */
@@ -89,5 +89,5 @@ void ust_text_propose(ust_text_stage *stage, ust_tree *tree, int node, const ust
   tree->nodes[node].text_done = true;
   uint64_t start = ust_clock_ns();
   propose(stage, tree, node, history, sampling);
-  stage->seconds += (double)(ust_clock_ns() - start) * 1e-9;
+  stage->seconds += ust_seconds_since(start);
 }

@@ -2,6 +2,7 @@
  * the weights; now and then it measures the held-out text and writes a checkpoint. */
 #include <math.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "train/internal.h"
 
@@ -57,6 +58,8 @@ static int sequences_of_step(const ust_train_options *o) {
 /* Fails now rather than after the last step. */
 static understudy_status check_writable(const char *path, understudy_error *err) {
   ust_writer writer;
+  struct stat info;
+  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) return UNDERSTUDY_OK; /* a device */
   UST_TRY(ust_writer_open(&writer, path, err));
   ust_writer_abandon(&writer);
   return UNDERSTUDY_OK;
@@ -66,6 +69,7 @@ static understudy_status open_run(ust_train_run *run, understudy_error *err) {
   const ust_train_options *o = run->options;
   UST_TRY(check_writable(o->output, err));
   if (o->checkpoint) UST_TRY(check_writable(o->checkpoint, err));
+  if (o->log) UST_TRY(check_writable(o->log, err));
   run->config = make_config(o);
   int micro = UST_MIN(MICRO, sequences_of_step(o));
   UST_TRY(ust_gpt2_train_create(&run->config, o->kernels, UST_FORMAT_BF16, UST_TRAIN_WINDOW, micro, o->threads, true,
@@ -171,10 +175,6 @@ static understudy_status stop_run(const ust_train_run *run, understudy_error *er
                    run->step, run->options->steps, run->options->checkpoint);
 }
 
-static double seconds_since(uint64_t start_ns) {
-  return (double)(ust_clock_ns() - start_ns) * 1e-9;
-}
-
 static understudy_status train_steps(ust_train_run *run, batch *b, FILE *log, understudy_error *err) {
   const ust_train_options *o = run->options;
   int first = run->step, interval = UST_MAX(1, o->steps / MEASUREMENTS);
@@ -188,13 +188,13 @@ static understudy_status train_steps(ust_train_run *run, batch *b, FILE *log, un
                        run->step + 1, (double)o->rate);
     ust_train_update(run);
     p.step = run->step;
-    p.tokens_per_s = (double)sequences_of_step(o) * UST_TRAIN_WINDOW / seconds_since(step_start);
+    p.tokens_per_s = (double)sequences_of_step(o) * UST_TRAIN_WINDOW / ust_seconds_since(step_start);
     bool measured = run->heldout.count && (run->step % interval == 0 || run->step == o->steps);
     p.heldout = measured ? measure_heldout(run, b) : NAN;
-    p.seconds_left = seconds_since(start) / (run->step - first) * (o->steps - run->step);
+    p.seconds_left = ust_seconds_since(start) / (run->step - first) * (o->steps - run->step);
     if (log) UST_TRY(ust_train_log_line(log, o->log, &p, err));
     if (o->progress) o->progress(o->user, &p);
-    if (o->checkpoint && (seconds_since(saved) > CHECKPOINT_S || run->step == o->steps)) {
+    if (o->checkpoint && (ust_seconds_since(saved) > CHECKPOINT_S || run->step == o->steps)) {
       UST_TRY(ust_checkpoint_write(run, err));
       saved = ust_clock_ns();
     }

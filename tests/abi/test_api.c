@@ -177,7 +177,10 @@ static bool meddle(void *user, int32_t token, const char *bytes, size_t length, 
   REFUSED(understudy_session_prompt(session, two, 1, NULL, NULL, &err), "callback");
   REFUSED(understudy_session_generate(session, 1, NULL, NULL, NULL, &err), "callback");
   REFUSED(understudy_session_score(session, two, 2, &logprob, NULL, NULL, &err), "callback");
+  understudy_session_reset_stats(session);
+  understudy_session_close(session); /* neither does anything here */
   understudy_session_get_stats(session, &stats);
+  assert_true(stats.prompt_seconds > 0);
   size_t held = understudy_session_length(session);
   assert_true(held >= 3 && held <= 3 + (size_t)t->count);
   t->tokens[t->count++] = token;

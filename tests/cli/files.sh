@@ -24,6 +24,7 @@ echo "== tokenize"
 printf 'a\000b\377' | "$UNDERSTUDY" tokenize -m "$model" | "$UNDERSTUDY" tokenize -m "$model" --decode | od -An -tx1
 "$UNDERSTUDY" tokenize -m "$model" --decode 39 68 2>&1
 "$UNDERSTUDY" tokenize -m "$FIXTURES/gpt2" 'def main():'
+printf '39\0 68' | "$UNDERSTUDY" tokenize -m "$model" --decode 2>&1; echo
 for ids in 300 1x 99999999999999999999 x; do "$UNDERSTUDY" tokenize -m "$model" --decode "1 $ids" 2>&1; done
 
 echo "== what cannot be made"
@@ -84,6 +85,7 @@ done
 learn distill --teacher t.gguf --corpus text.txt
 learn train --tokenizer "$model" --corpus text.txt --checkpoint text.txt
 learn train --tokenizer "$model" --corpus text.txt --log text.txt
+learn train --tokenizer "$model" --corpus text.txt --log absent/x.csv
 learn train --tokenizer t.gguf --corpus text.txt
 learn train --tokenizer "$model" --corpus text.txt --log same --checkpoint ./same
 learn train --tokenizer "$model" --corpus text.txt --log x.gguf --checkpoint t.gguf

@@ -29,6 +29,7 @@ echo '{"modes": [{"mode": "plain"}]}' >short.json
 "$UNDERSTUDY" bench --from bench.json 2>&1
 "$UNDERSTUDY" bench --predict pi5 --from bench.json -m x 2>&1
 "$UNDERSTUDY" bench --predict pi5 -m absent --prompts set.jsonl 2>&1
+"$UNDERSTUDY" bench --predict pi5 -m absent --prompts set.jsonl --json /dev/null 2>&1
 "$UNDERSTUDY" bench --predict abacus -m absent --prompts set.jsonl --json x.json 2>&1
 ls -- x.json 2>/dev/null
 exit 0

@@ -18,6 +18,10 @@ grep -q '</svg>' chart.svg || echo "chart.svg is cut off"
 grep -c 'tokens/s' chart.svg
 sed -E '/this machine/s/,[0-9].*/,…/' chart.csv
 
+"$UNDERSTUDY" roofline --quiet --bench bench.json --json figures.json >/dev/null || echo "exit $?"
+ls roofline.svg roofline.csv
+ln -s chart.svg link.svg
+"$UNDERSTUDY" roofline --quiet -o link.svg >/dev/null && [ -L link.svg ] && grep -c '</svg>' chart.svg
 echo "== without gnuplot"
 mkdir path
 PATH=$PWD/path "$UNDERSTUDY" roofline -o bare.svg 2>&1 >/dev/null

@@ -56,6 +56,12 @@ done
 run -n 0 --quiet hi | wc -c
 run -n 2147483647 --quiet hi >out && [ -s out ] && echo "n = 2^31-1: exit 0"
 
+echo "== a path that is no UTF-8"
+odd=$'m\xe8'
+cp -r "$model" "$odd"
+"$UNDERSTUDY" run -q -m "$odd" -n 3 --json odd.json hi >/dev/null && grep '"path"' odd.json
+"$UNDERSTUDY" eval -m "$odd" --json odd.json hello >/dev/null && grep '"model"' odd.json
+
 echo "== colour"
 run -n 62 --quiet hi | grep -c "$(printf '\033')"
 run -n 62 --quiet --color hi >tinted

@@ -49,7 +49,7 @@ interrupt() { # NAME ARGUMENTS…
   wait $!
   said "$name" $?
 }
-interrupt eval eval -m "$model" -f long.txt --json y.json
+interrupt eval eval -m "$model" -f long.txt --json y.json | sed 's/after [0-9]* of/after N of/'
 interrupt ngram ngram -m "$model" -n 100000000 -o z.ngram | sed 's/after [0-9]* of/after N of/'
 tokens=$(grep -o 'after [0-9]*' stderr | tr -dc 0-9)
 "$UNDERSTUDY" ngram -m "$model" -n "$tokens" -o again.ngram --quiet && cmp z.ngram again.ngram && rm z.ngram

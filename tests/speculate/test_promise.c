@@ -230,7 +230,9 @@ static void context_and_end_token(void **unused) {
     assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
     assert_int_equal(ust_decoder_prompt(decoder, prompt, 4, NULL, NULL, &err), UNDERSTUDY_OK);
     all.count = 0;
-    while (!ust_decoder_step(decoder, 1000, keep, &all).end) {
+    for (ust_step step = {0}; !step.end;) {
+      step = ust_decoder_step(decoder, 1000, keep, &all);
+      assert_true(step.count > 0); /* the step that fills the context says so */
     }
     assert_int_equal(all.count, 60);
     ust_decoder_free(decoder);
@@ -246,6 +248,36 @@ static void context_and_end_token(void **unused) {
     assert_memory_equal(cut.tokens, all.tokens, sizeof(int32_t) * (size_t)first);
     ust_decoder_free(decoder);
   }
+  ust_model_close(target);
+}
+
+/* A draft whose context the text has outgrown is not asked any more, and nothing is learned from that. */
+static void short_draft_retires(void **unused) {
+  (void)unused;
+  random_model shape = {VOCABULARY, CONTEXT, 32, 1, 1, UST_TYPE_BF16, 5, 0.2f}, small = shape;
+  small.context = 32;
+  ust_model *target = random_model_open(&shape, ust_kernels_best(), 1);
+  ust_model *draft = random_model_open(&small, ust_kernels_best(), 1);
+  ust_decoder_options options = {
+      .target = target, .draft = draft, .text = true, .context = CONTEXT, .end_token = -1, .sampling = samplings[1]};
+  ust_decoder *decoder;
+  understudy_error err;
+  understudy_stats before, after;
+  text t = {0};
+  int32_t prompt[] = {3, 4, 5};
+  assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
+  assert_int_equal(ust_decoder_prompt(decoder, prompt, 3, NULL, NULL, &err), UNDERSTUDY_OK);
+  while (ust_decoder_count(decoder) <= 32) ust_decoder_step(decoder, 4, keep, &t);
+  const ust_planner planner = *ust_decoder_planner(decoder);
+  ust_decoder_stats(decoder, &before);
+  while (!ust_decoder_step(decoder, 4, keep, &t).end) {
+  }
+  ust_decoder_stats(decoder, &after);
+  assert_int_equal(after.draft_passes, before.draft_passes);
+  assert_memory_equal(&ust_decoder_planner(decoder)->draft_cost, &planner.draft_cost, sizeof planner.draft_cost);
+  assert_memory_equal(ust_decoder_planner(decoder)->evaluated, planner.evaluated, sizeof planner.evaluated);
+  ust_decoder_free(decoder);
+  ust_model_close(draft);
   ust_model_close(target);
 }
 
@@ -291,9 +323,9 @@ static void cancelling_loses_nothing(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(text_equals_plain),        cmocka_unit_test(short_limits_draft_little),
-      cmocka_unit_test(callback_stops_exactly),   cmocka_unit_test(context_and_end_token),
-      cmocka_unit_test(cancelling_loses_nothing),
+      cmocka_unit_test(text_equals_plain),      cmocka_unit_test(short_limits_draft_little),
+      cmocka_unit_test(callback_stops_exactly), cmocka_unit_test(context_and_end_token),
+      cmocka_unit_test(short_draft_retires),    cmocka_unit_test(cancelling_loses_nothing),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
