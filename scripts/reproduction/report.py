@@ -90,10 +90,13 @@ class Report(Ablations):
     def strangers(self):
         """Answers written by 'run' whose text is not the one 'bench' compared."""
         out = []
-        for how, answers in self.answers.items():
-            compared = data.mode(self.main[how], "plain").get("per_prompt", [])
+        told = [(HOW[how], self.main[how], self.answers[how]) for how in HOW]
+        if "penalised-greedy" in self.benches:
+            told.append(("greedy with a penalty", self.benches["penalised-greedy"], self.penalised))
+        for how, bench, answers in told:
+            compared = data.mode(bench, "plain").get("per_prompt", [])
             known = {e["prompt"]: e.get("text_sha256") for e in compared}
-            out += [f"'run' on {a['task']} ({HOW[how]})" for a in answers
+            out += [f"'run' on {a['task']} ({how})" for a in answers
                     if known.get(a["prompt"]) not in (None, a["text_sha256"])]
         return out
 
@@ -252,8 +255,8 @@ class Report(Ablations):
         self.say("## 3. Who found which token (the idea of the paper's figure 3)",
                  f"![An answer with each token tinted by its origin](reproduction/answer.svg)",
                  f"*{answer['task']} ({answer['function']}), {which}. The prompt is grey; of the answer's "
-                 f"{len(answer['pieces'])} tokens the target had to find {target} itself, one for each of its passes; "
-                 "the others it only had to confirm.* In a terminal: `understudy run --color`, with the same tints.")
+                 f"{len(answer['pieces'])} tokens the target had to find {target} itself; the others it only "
+                 "had to confirm.* In a terminal: `understudy run --color`, with the same tints.")
 
     # ---- 5, 6 ----
 

@@ -87,6 +87,7 @@ class Experiment:
         self.draft = pick(a.draft, "models/pycode-draft.gguf")
         self.small_draft = pick(a.small_draft, "models/pycode-draft-small.gguf")
         self.ngram = pick(a.ngram, "models/pycode.ngram")
+        self.fits_ngram = self.draft is not None and self.ngram is None
         self.output = a.output or ("build/own-report" if self.own else "docs")
         with gzip.open(PROMPTS, "rt", encoding="utf-8") as file:
             self.tasks = [json.loads(line) for line in file]
@@ -112,7 +113,7 @@ class Experiment:
         if not self.own:
             out.append(("grow", LARGE, 20, self.grow))
         out.append(("probe", self.path("probe.json"), 15, self.probe))
-        if self.draft and not self.ngram:
+        if self.fits_ngram:
             self.ngram = self.path("draft.ngram")
             out.append(("n-gram file", self.ngram, self.a.ngram_tokens / 5e3, lambda: self.fit(self.ngram, 20)))
         out.append(("random draft", self.path("random.gguf"), 2, self.make_random))
@@ -278,6 +279,9 @@ class Experiment:
         os.makedirs(figures, exist_ok=True)
         names = sorted({re.sub(r"-\d+\.json$", "", f) for f in os.listdir(self.state)
                         if re.fullmatch(r"(main|variants|penalised|small|random|ngram-\d+|own)-(greedy|sampled)-\d+\.json", f)})
+        for old in os.listdir(records):  # of an experiment with other steps
+            if re.fullmatch(r"(main|variants|penalised|small|random|ngram-\d+|own)-(greedy|sampled)\.json", old):
+                os.remove(os.path.join(records, old))
         for name in names:
             data.save(os.path.join(records, name + ".json"), self.joined(name))
         for name in ("answers-greedy.json", "answers-sampled.json", "answers-penalised.json"):

@@ -10,7 +10,8 @@
 #include <stdatomic.h>
 
 typedef struct ust_barrier {
-  atomic_int arrived, round;
+  atomic_int arrived;
+  atomic_uint round; /* may wrap */
   int threads;
 } ust_barrier;
 
@@ -23,7 +24,7 @@ static inline void ust_barrier_start(ust_barrier *barrier, int threads) {
 static inline void ust_barrier_wait(ust_barrier *barrier) {
   enum { SPINS = 2000 }; /* about 50 microseconds */
   if (barrier->threads == 1) return;
-  int round = atomic_load_explicit(&barrier->round, memory_order_relaxed);
+  unsigned round = atomic_load_explicit(&barrier->round, memory_order_relaxed);
   if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 == barrier->threads) {
     atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
     atomic_store_explicit(&barrier->round, round + 1, memory_order_release);

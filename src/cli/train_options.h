@@ -40,7 +40,7 @@ typedef struct ust_train_cli {
                 "the end]")},                                                                                          \
       {UST_TEXT("log", 0, &(c)->options.log, "FILE", "write each step's loss as CSV")},                                \
       {UST_INT("width", 0, &(c)->options.width, "N", "of the model, divisible by 32 [" #width_ "]", 32, 16384)},       \
-      {UST_INT("layers", 0, &(c)->options.layers, "N", "of the model [" #layers_ "]", 1, 1024)},                       \
+      {UST_INT("layers", 0, &(c)->options.layers, "N", "of the model [" #layers_ "]", 1, 512)},                        \
       {UST_INT("heads", 0, &(c)->options.heads, "N",                                                                   \
                "of the model; their size, width / heads, is divisible by 32 [" #heads_ "]", 1, 512)},                  \
       {UST_INT("context", 0, &(c)->options.context, "N", "positions the model has [1024]", UST_TRAIN_WINDOW, 65536)},  \

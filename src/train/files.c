@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "train/internal.h"
@@ -34,6 +35,9 @@ static understudy_status check_teacher(const ust_train_run *run, const ust_confi
   if (teacher->context < run->config.context)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: context of %d tokens, expected at least %d", path,
                      teacher->context, run->config.context);
+  if (ust_weights_has(run->options->teacher, "output.weight"))
+    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
+                     "%s: tensor output.weight: found an output matrix of its own, expected the token embedding", path);
   return UNDERSTUDY_OK;
 }
 
@@ -77,7 +81,9 @@ understudy_status ust_train_log_open(const ust_train_run *run, FILE **log, under
   const char *path = run->options->log;
   char *old = NULL;
   size_t size = 0;
-  if (run->step > 0 && access(path, F_OK) == 0) UST_TRY(ust_file_slurp(path, (size_t)1 << 30, &old, &size, err));
+  struct stat info;
+  if (run->step > 0 && stat(path, &info) == 0 && S_ISREG(info.st_mode))
+    UST_TRY(ust_file_slurp(path, (size_t)1 << 30, &old, &size, err));
   size_t kept = kept_lines(old, size, run->step);
   ust_free(old);
   bool good = kept == 0 || truncate(path, (off_t)kept) == 0; /* lines that stay are never written again */

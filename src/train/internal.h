@@ -84,7 +84,7 @@ void ust_train_initialise(ust_gpt2_train *model, uint64_t seed);
 size_t ust_train_partials(const ust_gpt2_train *model);
 float ust_train_rate(int step, int steps, float rate);
 /* Clips the gradients, applies step run->step (counted from 0) and packs the weights. */
-void ust_train_update(ust_train_run *run);
+bool ust_train_update(ust_train_run *run);
 
 /* ---- checkpoint.c ---- */
 

@@ -66,9 +66,10 @@ static double gradient_norm(const ust_train_run *run) {
   return sqrt(sum);
 }
 
-void ust_train_update(ust_train_run *run) {
+bool ust_train_update(ust_train_run *run) {
   ust_gpt2_train *m = run->model;
   double norm = gradient_norm(run);
+  if (!isfinite(norm)) return false;
   float scale = norm > clip ? (float)(clip / norm) : 1.0f;
   float rate = ust_train_rate(run->step, run->options->steps, run->options->rate);
   float correction1 = (float)(1.0 - pow(beta1, run->step + 1)), correction2 = (float)(1.0 - pow(beta2, run->step + 1));
@@ -85,4 +86,5 @@ void ust_train_update(ust_train_run *run) {
   }
   ust_gpt2_train_pack(m);
   run->step++;
+  return true;
 }

@@ -183,16 +183,18 @@ static understudy_status train_steps(ust_train_run *run, batch *b, FILE *log, un
     ust_train_progress p = {.steps = o->steps, .rate = (double)ust_train_rate(run->step, o->steps, o->rate)};
     uint64_t step_start = ust_clock_ns();
     if (!add_gradients(run, b, &p.loss, &p.kl)) return stop_run(run, err);
-    if (!isfinite(p.loss))
-      return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "step %d: loss is not finite, expected a lower rate than %g",
-                       run->step + 1, (double)o->rate);
-    ust_train_update(run);
+    if (!isfinite(p.loss) || !ust_train_update(run)) /* the checkpoint is still good */
+      return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "step %d: %s not finite, expected a lower rate than %g",
+                       run->step + 1, isfinite(p.loss) ? "gradients are" : "loss is", (double)o->rate);
     p.step = run->step;
     p.tokens_per_s = (double)sequences_of_step(o) * UST_TRAIN_WINDOW / ust_seconds_since(step_start);
     bool measured = run->heldout.count && (run->step % interval == 0 || run->step == o->steps);
     p.heldout = measured ? measure_heldout(run, b) : NAN;
     p.seconds_left = ust_seconds_since(start) / (run->step - first) * (o->steps - run->step);
-    if (log) UST_TRY(ust_train_log_line(log, o->log, &p, err));
+    if (log && ust_train_log_line(log, o->log, &p, err) != UNDERSTUDY_OK) {
+      if (o->checkpoint) ust_checkpoint_write(run, NULL);
+      return UNDERSTUDY_ERROR_IO;
+    }
     if (o->progress) o->progress(o->user, &p);
     if (o->checkpoint && (ust_seconds_since(saved) > CHECKPOINT_S || run->step == o->steps)) {
       UST_TRY(ust_checkpoint_write(run, err));

@@ -302,9 +302,8 @@ static bool has_pickle(const ust_weights *weights) {
 }
 
 /* One file when there is one, as transformers does. */
-understudy_status ust_weights_read_directory(ust_weights *weights, understudy_error *err) {
+static understudy_status read_tensors(ust_weights *weights, understudy_error *err) {
   static const char single[] = "model.safetensors", index_name[] = "model.safetensors.index.json";
-  UST_TRY(read_config(weights, err));
   char *path;
   UST_TRY(join(weights, single, &path, err));
   bool has_single = access(path, F_OK) == 0;
@@ -322,4 +321,18 @@ understudy_status ust_weights_read_directory(ust_weights *weights, understudy_er
   json_decref(index);
   free(path);
   return status;
+}
+
+understudy_status ust_weights_read_directory(ust_weights *weights, understudy_error *err) {
+  UST_TRY(read_config(weights, err));
+  return read_tensors(weights, err);
+}
+
+understudy_status ust_weights_check_head(const ust_weights *weights, understudy_error *err) {
+  if (!json_is_false(json_object_get(weights->json, "tie_word_embeddings")) ||
+      ust_weights_has(weights, "output.weight"))
+    return UNDERSTUDY_OK;
+  return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                   "%s: tensor lm_head.weight: found none, expected one: config.json says tie_word_embeddings false",
+                   weights->path);
 }

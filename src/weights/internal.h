@@ -85,6 +85,8 @@ struct ust_weights {
 /* Fill an empty ust_weights whose path is set. On failure the caller closes it. */
 understudy_status ust_weights_read_gguf(ust_weights *weights, understudy_error *err);
 understudy_status ust_weights_read_directory(ust_weights *weights, understudy_error *err);
+/* A directory's output matrix exists if its configuration says that the embedding is not one. */
+understudy_status ust_weights_check_head(const ust_weights *weights, understudy_error *err);
 /* Configuration from GGUF's keys, once tensors are indexed. */
 understudy_status ust_weights_configure_gguf(ust_weights *weights, understudy_error *err);
 

@@ -29,6 +29,7 @@ understudy_status ust_weights_open(const char *path, ust_weights **out, understu
   }
   if (status == UNDERSTUDY_OK) status = ust_weights_index_tensors(weights, err);
   if (status == UNDERSTUDY_OK && !weights->directory) status = ust_weights_configure_gguf(weights, err);
+  if (status == UNDERSTUDY_OK && weights->directory) status = ust_weights_check_head(weights, err);
   if (status == UNDERSTUDY_OK) status = check_layers(weights, err);
   const ust_tensor *embedding;
   if (status == UNDERSTUDY_OK)

@@ -64,6 +64,11 @@ ln -sf f32.gguf link.gguf
 chmod 600 f32.gguf
 "$UNDERSTUDY" quantize -q own --type f32 -o link.gguf && cmp f32.gguf own/q.gguf && stat -c %a f32.gguf && test -L link.gguf
 
+echo "== an output matrix of its own that is not there"
+cp -r "$model" headless
+sed -i 's/^{/{"tie_word_embeddings": false,/' headless/config.json
+"$UNDERSTUDY" run -q -m headless -n 3 hi 2>&1
+
 echo "== a directory says what ends a text"
 sed -i 's/"eos_token_id": 299/"eos_token_id": 35/' own/config.json
 "$UNDERSTUDY" quantize -q own --type f32 -o end.gguf
