@@ -121,6 +121,14 @@ static inline uint64_t ust_hash(uint64_t hash, const void *data, size_t size) {
   return hash;
 }
 
+/* ---- text for a terminal ---- */
+
+/* Control characters become '?': a file's text must not command a terminal. */
+static inline void ust_make_printable(char *text) {
+  for (; *text; text++)
+    if ((unsigned char)*text < 32 || *text == 127) *text = '?';
+}
+
 /* ---- clock ---- */
 
 uint64_t ust_clock_ns(void); /* monotonic */

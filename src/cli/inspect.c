@@ -35,8 +35,7 @@ static void print_tensors(const ust_weights *weights) {
       snprintf(shape, sizeof shape, "%llu x %llu", (unsigned long long)t->rows, (unsigned long long)t->cols);
     char name[64];
     snprintf(name, sizeof name, "%s", t->name);
-    for (char *c = name; *c; c++)
-      if ((unsigned char)*c < 32 || *c == 127) *c = '?'; /* a file must not command the terminal */
+    ust_make_printable(name);
     printf("  %-40s %-5s %16s %12llu bytes\n", name, ust_type_name(t->type), shape, (unsigned long long)t->bytes);
   }
 }

@@ -110,12 +110,6 @@ static bool real_value(const ust_key *key, double *value) {
   return false;
 }
 
-/* A file's text must not be able to command a terminal. */
-static void make_printable(char *text) {
-  for (char *c = text; *c; c++)
-    if ((unsigned char)*c < 32 || *c == 127) *c = '?';
-}
-
 static void print_value(const ust_key *key, char *out, size_t size) {
   static const char *const plural[UST_GGUF_TYPES] = {"u8s",   "i8s",     "u16s",   "i16s", "u32s", "i32s", "f32s",
                                                      "bools", "strings", "arrays", "u64s", "i64s", "f64s"};
@@ -131,7 +125,7 @@ static void print_value(const ust_key *key, char *out, size_t size) {
     snprintf(out, size, "%g", real);
   else
     snprintf(out, size, "%" PRIu64, ust_load_u64(key->value));
-  make_printable(out);
+  ust_make_printable(out);
 }
 
 void ust_weights_each_key(const ust_weights *weights, void (*visit)(void *user, const char *key, const char *value),
@@ -140,7 +134,7 @@ void ust_weights_each_key(const ust_weights *weights, void (*visit)(void *user, 
     char name[128], value[256];
     snprintf(name, sizeof name, "%.*s", (int)UST_MIN(weights->keys[i].name.size, sizeof name - 1),
              weights->keys[i].name.data);
-    make_printable(name);
+    ust_make_printable(name);
     print_value(&weights->keys[i], value, sizeof value);
     visit(user, name, value);
   }
@@ -249,7 +243,7 @@ understudy_status ust_weights_configure_gguf(ust_weights *weights, understudy_er
   const ust_key *name = ust_weights_key(weights, "general.name");
   if (name && name->type == UST_GGUF_STRING)
     snprintf(c->name, sizeof c->name, "%.*s", (int)UST_MIN(name->count, (uint64_t)63), (const char *)name->value);
-  make_printable(c->name);
+  ust_make_printable(c->name);
   UST_TRY(get_integer(weights, "gpt2.context_length", true, &c->context, err));
   UST_TRY(get_integer(weights, "gpt2.embedding_length", true, &c->width, err));
   UST_TRY(get_integer(weights, "gpt2.feed_forward_length", true, &c->feed_forward, err));
