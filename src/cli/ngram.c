@@ -43,7 +43,7 @@ static bool show_progress(void *user, int64_t written) {
 
 /* How the draft is to write, or why it cannot. */
 static understudy_status prepare(const ngram_options *o, const ust_weights *weights, const ust_tokenizer *tokenizer,
-                                 ust_scribe_options *options, understudy_error *err) {
+                                 reading *r, ust_scribe_options *options, understudy_error *err) {
   const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(tokenizer);
   *options = (ust_scribe_options){.weights = weights,
                                   .vocabulary = (int)vocabulary->count,
@@ -52,20 +52,12 @@ static understudy_status prepare(const ngram_options *o, const ust_weights *weig
                                   .temperature = o->temperature,
                                   .seed = o->seed,
                                   .take = take_text,
-                                  .progress = show_progress};
+                                  .progress = show_progress,
+                                  .user = r};
   if (options->end_token < 0)
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
                      "%s: found no end-of-text token, expected one to start texts from", o->models.model);
   return ust_cli_machine(&o->models, &options->kernels, &options->threads, err);
-}
-
-/* Counts text the draft writes; *written is less than was asked for when the user stops it. */
-static understudy_status add_generated(const ust_scribe_options *how, ust_ngram_fit *fit, int64_t *written,
-                                       understudy_error *err) {
-  reading r = {.fit = fit, .tokens = how->tokens, .begin_ns = ust_clock_ns()};
-  ust_scribe_options options = *how;
-  options.user = &r;
-  return ust_scribe_write(&options, written, err);
 }
 
 /* ---- a corpus ---- */
@@ -115,12 +107,13 @@ static understudy_status add_corpus(const char *path, const ust_tokenizer *token
 static understudy_status count_all(const ngram_options *o, const ust_weights *weights, const ust_tokenizer *tokenizer,
                                    ust_ngram_fit *fit, understudy_error *err) {
   int64_t written = 0, wanted = o->tokens;
+  reading r = {.fit = fit, .tokens = wanted};
   ust_scribe_options how;
-  if (wanted > 0) UST_TRY(prepare(o, weights, tokenizer, &how, err)); /* before a corpus is counted for nothing */
+  if (wanted > 0) UST_TRY(prepare(o, weights, tokenizer, &r, &how, err)); /* before a corpus is counted for nothing */
   uint64_t begin_ns = ust_clock_ns();
   if (o->corpus) UST_TRY(add_corpus(o->corpus, tokenizer, fit, err));
-  uint64_t corpus_ns = ust_clock_ns();
-  if (wanted > 0) UST_TRY(add_generated(&how, fit, &written, err));
+  uint64_t corpus_ns = r.begin_ns = ust_clock_ns();
+  if (wanted > 0) UST_TRY(ust_scribe_write(&how, &written, err)); /* less than was wanted when the user stops it */
   uint64_t end_ns = ust_clock_ns();
   ust_cli_progress_clear();
   if (written < wanted && access(o->output, F_OK) == 0)

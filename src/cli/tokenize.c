@@ -22,8 +22,8 @@ static bool is_blank(char c) {
   return c == 0 || isspace((unsigned char)c);
 }
 
-/* The next id of those separated by white space or zero bytes, at *at: the bytes it stands for; NULL, with *at where it was, when it
- * is not one. *at becomes `end` after the last. */
+/* The next id of those separated by white space or zero bytes, at *at: the bytes it stands for; NULL, with *at where it
+ * was, when it is not one. *at becomes `end` after the last. */
 static const char *next_id(const ust_tokenizer *tokenizer, const char **at, const char *end, size_t *length) {
   char *after = NULL;
   errno = 0;
