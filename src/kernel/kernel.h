@@ -243,6 +243,9 @@ void ust_run_values(ust_format format, const ust_run *run, float values[UST_BLOC
 
 /* ---- for the levels' own files ---- */
 
+/* NULL if the processor has the level, else a static string that says what it lacks. */
+const char *ust_isa_missing(ust_isa isa);
+
 void ust_scalar_fill(ust_kernels *table);
 void ust_avx2_fill(ust_kernels *table);
 void ust_avx512_fill(ust_kernels *table);
