@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -76,10 +77,14 @@ def python_of(engine):
 
 
 def made(out, source, command):
-    """A file or folder made from another, unless it is there and newer."""
+    """A file or folder made from another, unless it is there already, of that very source."""
     out = os.path.join(PEERS, "models", out)
-    if os.path.exists(out) and os.path.getmtime(out) >= os.path.getmtime(source):
+    found = os.stat(source)
+    stamp = f"{os.path.realpath(source)}, {found.st_size} bytes, {found.st_mtime_ns}\n"
+    if os.path.exists(out) and os.path.exists(out + ".source") and open(out + ".source").read() == stamp:
         return out
+    if os.path.isdir(out):
+        shutil.rmtree(out)
     os.makedirs(os.path.dirname(out), exist_ok=True)
     say(f"making {os.path.relpath(out, TOP)}")
     done = subprocess.run([*command, out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=TOP)
@@ -88,6 +93,8 @@ def made(out, source, command):
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["no output"])[-1]
         raise Problem(f"cannot make {os.path.basename(out)}: {last[:200]}")
+    with open(out + ".source", "w") as file:
+        file.write(stamp)
     return out
 
 
@@ -217,15 +224,15 @@ def run_format(o, form, prompts, result):
         except Problem as problem:
             problems[engine] = str(problem)
             say(f"{engine}: {form}: {problem}")
+    tokenizer = workers.get("understudy") or workers.get("llama.cpp")
+    if not tokenizer:
+        sys.exit(f"compare: {form}: found neither understudy nor llama.cpp, expected one of them to read the prompts")
     entry = result["formats"].setdefault(section(o, form), {"engines": {}, "problems": {}, "machine": [], "answers": [],
                                                 "long_prompts": [], "passes": []})
     entry["problems"] = problems
     entry["engines"].update({name: worker.facts for name, worker in workers.items()})
     entry.update(form=form, greedy=o.temperature == 0, prompts=o.limit, tokens=o.tokens)
     entry["date"] = datetime.date.today().isoformat()
-    tokenizer = workers.get("understudy") or workers.get("llama.cpp")
-    if not tokenizer:
-        return
     ids = [tokenizer.ask({"do": "tokenize", "text": text})["tokens"] for text in prompts]
     long_prompt = (sum(ids, []) * 4)[:512]
     lanes = [(worker, mode) for worker in workers.values() for mode in MODES[worker.engine]]
@@ -314,6 +321,10 @@ def main():
         result["commands"].append(" ".join(["scripts/compare", *sys.argv[1:]]))
         prompts = read_prompts(o.prompts, o.limit)
         for form in o.formats.split(","):
+            before = result["formats"].get(section(o, form))
+            if before and (before["prompts"], before["tokens"]) != (o.limit, o.tokens):
+                sys.exit(f"compare: --append: {section(o, form)} was measured with {before['prompts']} prompts of "
+                         f"{before['tokens']} tokens, expected {o.limit} of {o.tokens}")
             run_format(o, form, prompts, result)
             save(o, result)
     compare_report.write(result, o.doc)

@@ -33,6 +33,8 @@ class Ablations:
             return
         rows = [(name, f"{m['tokens_per_s']:.1f}", times(data.speed_up(bench, name)), f"{m['tokens_per_pass']:.2f}",
                  f"{m['bytes_vs_plain']:.2f}") for name, m in ((n, data.mode(bench, n)) for n in MODES)]
+        prompts = {a["prompt"] for a in self.penalised}
+        without = [a for a in self.answers["greedy"] if a["prompt"] in prompts]
         share = lambda of, answers: percent(data.median([of(a) for a in answers if a["pieces"]]))
         self.say(f"**Greedy, with a frequency penalty of {bench['sampling']['frequency_penalty']:g}** "
                  f"({len(bench['prompts'])} prompts). A token's logit falls by that for each time it stands before, so that "
@@ -41,8 +43,7 @@ class Ablations:
                  table(("mode", "tokens/s", "speed-up", "tokens a pass", "bytes"), rows),
                  f"In the median of these answers {share(self.repetition, self.penalised)} of the token triples had stood "
                  f"there before and {share(self.blank, self.penalised)} of the characters are blank; without the penalty "
-                 f"it is {share(self.repetition, self.answers['greedy'])} and "
-                 f"{share(self.blank, self.answers['greedy'])}.")
+                 f"it is {share(self.repetition, without)} and {share(self.blank, without)}.")
 
     def stages(self):
         rows = []
@@ -70,7 +71,7 @@ class Ablations:
         charts.depth(self.figure("depth.svg"), curves)
         halves = {how: next((d for d, share in data.reach(data.mode(self.main[how], "staged")) if share < 0.5), None)
                   for how in HOW}
-        told = " and ".join(f"{halves[how] - 1} ({HOW[how]})" for how in HOW if halves[how])
+        told = " and ".join(f"{halves[how] - 1} ({HOW[how]})" for how in HOW if halves[how] and halves[how] > 1)
         self.say("**Acceptance by depth.**", "![How far the accepted path of a pass reaches](reproduction/depth.svg)",
                  "*A curve's height at depth d: the share of target passes that accept at least d candidates in a row."
                  + (f" Half of all staged passes accept {told} or more.*" if told else "*"))

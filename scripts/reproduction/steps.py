@@ -73,7 +73,10 @@ def spread(items, count):
 
 
 def stamp(path):
+    """What tells a model apart: its file, or those in its directory."""
     info = os.stat(path)
+    if os.path.isdir(path):
+        return [path, [stamp(os.path.join(path, name)) for name in sorted(os.listdir(path))]]
     return [path, info.st_size, info.st_mtime_ns]
 
 

@@ -182,9 +182,16 @@ static int make_temporary(ust_writer *writer, make_fn make) {
 
 /* Where a symbolic link leads, so that the file there is replaced and not the link. */
 static char *followed(const char *path) {
-  struct stat info;
-  char *place = lstat(path, &info) == 0 && S_ISLNK(info.st_mode) ? realpath(path, NULL) : NULL;
-  return place ? place : strdup(path);
+  char *place = strdup(path), to[PATH_MAX], *next;
+  for (int links = 0; place && links < 40; links++) { /* as many as Linux follows */
+    ssize_t length = readlink(place, to, sizeof to);
+    if (length < 0 || length == sizeof to) break;
+    int folder = to[0] == '/' ? 0 : (int)(last_part(place) - place);
+    if (asprintf(&next, "%.*s%.*s", folder, place, (int)length, to) < 0) next = NULL;
+    free(place);
+    place = next;
+  }
+  return place;
 }
 
 understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err) {
@@ -196,10 +203,12 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   if (!writer->path) return ust_error_memory(err, strlen(path), "a path");
   struct stat info;
   bool old = stat(path, &info) == 0;
-  writer->in_place = old && !S_ISREG(info.st_mode); /* a device or pipe must not be replaced */
+  writer->in_place = old && !S_ISREG(info.st_mode);                 /* a device or pipe must not be replaced */
+  const bool circle = !old && errno == ELOOP;                       /* of links: stays one */
+  const bool too_long = strlen(last_part(writer->path)) > NAME_MAX; /* told now, not only when it is renamed */
   int fd = -1;
-  if (strlen(last_part(writer->path)) > NAME_MAX) { /* not only when it is renamed */
-    errno = ENAMETOOLONG;
+  if (circle || too_long) {
+    errno = circle ? ELOOP : ENAMETOOLONG;
   } else if (writer->in_place) {
     fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
   } else {

@@ -19,7 +19,6 @@ int ust_cli_distill(int argc, char **argv) {
       {UST_TEXT("teacher", 0, &cli.teacher, "T", "a GGUF file or a Hugging Face directory"), .required = true},
       UST_TRAIN_CLI_OPTIONS(&cli, 128, 2, 2),
       {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "where to find it [the teacher's own]")},
-      {UST_FLAG("own-text", 0, &cli.options.own_text, "half of the text is the teacher's own, written first at T = 1")},
       UST_OPTIONS_END,
   };
   int code;

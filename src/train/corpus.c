@@ -4,7 +4,6 @@
  * over the smallest even number of bits that covers them, walked until it lands inside (Black & Rogaway 2002). Window
  * number i is so a pure function of seed and i, and resuming needs no state. */
 #include "train/internal.h"
-#include "train/scribe.h"
 
 enum { CHUNK = 512 /* documents tokenized between two looks at the stop callback */ };
 enum { STREAM_PHASE = 1, STREAM_ORDER = 2, STREAM_POSITION = 3 };
@@ -98,49 +97,6 @@ understudy_status ust_corpus_load(const char *path, const ust_train_options *opt
   }
   corpus->fingerprint = ust_train_checksum(corpus->count, corpus->tokens, corpus->count * sizeof(int32_t));
   return UNDERSTUDY_OK;
-}
-
-/* ---- text of the teacher's own ---- */
-
-typedef struct own_text {
-  ust_buffer ids;
-  const ust_train_options *options;
-} own_text;
-
-static understudy_status take_text(void *user, const int32_t *tokens, size_t count, understudy_error *err) {
-  ust_buffer *ids = &((own_text *)user)->ids;
-  return ust_buffer_append(ids, tokens, count * sizeof *tokens) ? UNDERSTUDY_OK
-                                                                : ust_error_memory(err, ids->size, "a corpus");
-}
-
-static bool stop_writing(void *user, int64_t written) {
-  const ust_train_options *o = ((const own_text *)user)->options;
-  (void)written;
-  return o->stop && o->stop(o->user);
-}
-
-understudy_status ust_corpus_write(const ust_train_options *o, ust_corpus *corpus, understudy_error *err) {
-  const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(o->tokenizer);
-  own_text own = {.options = o};
-  ust_scribe_options scribe = {.weights = o->teacher,
-                               .kernels = o->kernels,
-                               .threads = o->threads,
-                               .vocabulary = (int)vocabulary->count,
-                               .end_token = vocabulary->eos,
-                               .tokens = UST_MAX((int64_t)o->steps * o->batch / 2, (int64_t)4 * UST_TRAIN_WINDOW),
-                               .temperature = 1,
-                               .seed = o->seed,
-                               .take = take_text,
-                               .progress = stop_writing,
-                               .user = &own};
-  int64_t written;
-  understudy_status status = ust_scribe_write(&scribe, &written, err);
-  corpus->tokens = (int32_t *)(void *)own.ids.data;
-  corpus->count = own.ids.size / sizeof(int32_t);
-  if (status == UNDERSTUDY_OK && written < scribe.tokens)
-    status = ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped before the first step");
-  if (status != UNDERSTUDY_OK) ust_corpus_free(corpus);
-  return status;
 }
 
 void ust_corpus_free(ust_corpus *corpus) {

@@ -30,8 +30,6 @@ typedef struct ust_corpus {
 
 understudy_status ust_corpus_load(const char *path, const ust_train_options *options, ust_corpus *corpus,
                                   understudy_error *err);
-/* Text the teacher writes at T = 1, as many tokens as every second window of the run takes. */
-understudy_status ust_corpus_write(const ust_train_options *options, ust_corpus *corpus, understudy_error *err);
 void ust_corpus_free(ust_corpus *corpus);
 /* Window number `index` of the endless sequence a seed stands for: UST_TRAIN_WINDOW ids, labels and positions. */
 void ust_corpus_window(const ust_corpus *corpus, uint64_t seed, uint64_t index, int context, int32_t *ids,
@@ -63,7 +61,7 @@ int ust_candidates_draw(ust_candidates *candidates, uint64_t seed, uint64_t inde
 typedef struct ust_train_run {
   const ust_train_options *options;
   ust_config config;
-  ust_corpus corpus, heldout, own; /* own: what the teacher wrote; empty: nothing */
+  ust_corpus corpus, heldout;
   ust_candidates candidates;
   uint64_t teacher_fingerprint; /* 0: none */
   ust_gpt2_train *model, *teacher;

@@ -25,10 +25,9 @@ typedef struct ust_train_options {
   const char *corpus;  /* text, documents separated by zero bytes */
   const char *heldout; /* the same, never trained on; NULL: none */
   const ust_tokenizer *tokenizer;
-  const ust_weights
-      *teacher;  /* NULL: train on the text; else learn what the teacher thinks of it, and start as the teacher
-                                 made smaller where the shape allows */
-  bool own_text; /* every second window is of text the teacher writes before the first step */
+  /* NULL: train on the text; else learn what the teacher thinks of it, and start as the teacher made smaller where
+   * the shape allows */
+  const ust_weights *teacher;
   int width, layers, heads, context;
   int steps, batch; /* batch: tokens of a step, rounded down to whole windows */
   float rate;       /* highest learning rate */

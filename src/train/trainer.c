@@ -81,7 +81,6 @@ static understudy_status open_run(ust_train_run *run, understudy_error *err) {
   if (o->teacher) UST_TRY(ust_train_load_teacher(run, micro, err));
   UST_TRY(ust_corpus_load(o->corpus, o, &run->corpus, err));
   if (o->heldout) UST_TRY(ust_corpus_load(o->heldout, o, &run->heldout, err));
-  if (o->teacher && o->own_text) UST_TRY(ust_corpus_write(o, &run->own, err));
   UST_TRY(ust_candidates_open(&run->corpus, run->config.vocabulary, &run->candidates, err));
   ust_train_initialise(run->model, o->seed);
   if (o->checkpoint) UST_TRY(ust_checkpoint_read(run, err));
@@ -97,7 +96,6 @@ static void close_run(ust_train_run *run) {
   ust_free(run->partial);
   ust_corpus_free(&run->corpus);
   ust_corpus_free(&run->heldout);
-  ust_corpus_free(&run->own);
   ust_candidates_free(&run->candidates);
 }
 
@@ -124,9 +122,8 @@ static bool add_gradients(ust_train_run *run, batch *b, double *loss, double *kl
     for (int i = 0; i < count; i++) {
       uint64_t index = (uint64_t)run->step * (uint64_t)sequences + (uint64_t)(first + i);
       size_t at = (size_t)i * UST_TRAIN_WINDOW;
-      const ust_corpus *corpus = run->own.count && index % 2 ? &run->own : &run->corpus;
-      ust_corpus_window(corpus, run->options->seed, run->own.count ? index / 2 : index, run->config.context,
-                        b->ids + at, b->labels + at, b->positions + at);
+      ust_corpus_window(&run->corpus, run->options->seed, index, run->config.context, b->ids + at, b->labels + at,
+                        b->positions + at);
     }
     ust_candidates *c = &run->candidates;
     int drawn = ust_candidates_draw(c, run->options->seed, (uint64_t)run->step * (uint64_t)sequences + (uint64_t)first,

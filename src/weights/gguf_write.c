@@ -1,6 +1,8 @@
 /* GGUF, writing: version 3, little endian, alignment 32. Keys and the tensor list gather in memory; the first
  * rows (or the commit of a file without tensors) put them out, then data follows in the order declared. The
  * file appears under its name only in ust_gguf_commit(). */
+#include <float.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "weights/internal.h"
@@ -8,6 +10,7 @@
 enum { ALIGNMENT = 32, BLOCK = 32 };
 
 typedef struct declared {
+  char name[UST_NAME_MAX + 1];
   ust_type type;
   uint64_t rows, cols;
 } declared;
@@ -166,7 +169,9 @@ void ust_gguf_declare(ust_gguf_writer *w, const char *name, ust_type type, uint6
   if (rows != 1) put_u64(w, &w->infos, rows);
   put_u32(w, &w->infos, (uint32_t)type);
   put_u64(w, &w->infos, w->offset);
-  put(w, &w->tensors, &(declared){type, rows, cols}, sizeof(declared));
+  declared tensor = {.type = type, .rows = rows, .cols = cols};
+  snprintf(tensor.name, sizeof tensor.name, "%s", name);
+  put(w, &w->tensors, &tensor, sizeof tensor);
   w->tensor_count++;
   w->offset += UST_ROUND_UP(bytes, ALIGNMENT);
 }
@@ -219,6 +224,35 @@ static void encode(ust_type type, const float *values, size_t count, unsigned ch
   }
 }
 
+/* The largest magnitude a type can hold. */
+static float largest(ust_type type) {
+  const float f16 = 65504, bf16 = 0x1.fep127f;
+  switch (type) {
+  case UST_TYPE_F16:
+    return f16;
+  case UST_TYPE_BF16:
+    return bf16;
+  case UST_TYPE_Q8_0:
+    return 127 * f16;
+  case UST_TYPE_Q4_0:
+    return 8 * f16;
+  default:
+    return FLT_MAX;
+  }
+}
+
+/* NaN, infinities and what the type cannot hold would become other values, in silence. */
+static void check(ust_gguf_writer *w, const declared *tensor, const float *values, size_t count) {
+  const float most = largest(tensor->type);
+  size_t bad = 0;
+  while (bad < count && fabsf(values[bad]) <= most) bad++;
+  if (bad == count) return;
+  char what[120];
+  snprintf(what, sizeof what, "found a value of %g, expected finite ones that %s can hold (up to %g)",
+           (double)values[bad], ust_type_name(tensor->type), (double)most);
+  fail(w, UNDERSTUDY_ERROR_FORMAT, tensor->name, what);
+}
+
 void ust_gguf_rows(ust_gguf_writer *w, const float *values, uint64_t rows) {
   if (w->failure.status != UNDERSTUDY_OK || w->file.failure) return;
   if (w->current == w->tensor_count) {
@@ -231,6 +265,8 @@ void ust_gguf_rows(ust_gguf_writer *w, const float *values, uint64_t rows) {
     fail(w, UNDERSTUDY_ERROR_ARGUMENT, "rows", "more than were declared");
     return;
   }
+  check(w, &tensor, values, rows * tensor.cols);
+  if (w->failure.status != UNDERSTUDY_OK) return;
   start(w);
   enum { CHUNK = 256 * BLOCK };
   unsigned char bytes[CHUNK * 4];

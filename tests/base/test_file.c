@@ -96,6 +96,18 @@ static void links_and_modes_stay(void **unused) {
   assert_true(lstat("link", &info) == 0 && S_ISLNK(info.st_mode));
   assert_true(stat("out", &info) == 0 && (info.st_mode & 0777) == 0600);
   assert_int_equal(files_left(), 2);
+  unlink("out");
+  write_text(&writer, "link", "made"); /* a link to nothing yet */
+  assert_int_equal(ust_writer_commit(&writer, NULL), UNDERSTUDY_OK);
+  expect_text("out", "made");
+  assert_true(lstat("link", &info) == 0 && S_ISLNK(info.st_mode));
+  assert_true(lstat("out", &info) == 0 && S_ISREG(info.st_mode));
+  assert_int_equal(symlink("circle", "circle"), 0);
+  understudy_error err = {0};
+  assert_int_equal(ust_writer_open(&writer, "circle", &err), UNDERSTUDY_ERROR_IO);
+  assert_string_equal(err.message, "circle: cannot write: Too many levels of symbolic links");
+  assert_true(lstat("circle", &info) == 0 && S_ISLNK(info.st_mode));
+  unlink("circle");
   unlink("link");
   unlink("out");
 }

@@ -1,5 +1,7 @@
 /* GGUF: what is written is read back, in every type and odd shapes; what cannot be written leaves no file. */
 #include <dirent.h>
+#include <float.h>
+#include <math.h>
 #include <signal.h>
 #include <sys/resource.h>
 
@@ -185,6 +187,35 @@ static void writer_refuses(void **state) {
   assert_null(w);
 }
 
+/* A value the type cannot hold is refused by the tensor's name, not made into another one; what just fits is written. */
+static void values_that_do_not_fit(void **state) {
+  (void)state;
+  static const struct {
+    ust_type type;
+    float fits, beyond;
+  } cases[] = {{UST_TYPE_F32, FLT_MAX, INFINITY},
+               {UST_TYPE_BF16, 0x1.fep127f, FLT_MAX},
+               {UST_TYPE_F16, 65504, 65520},
+               {UST_TYPE_Q8_0, 127 * 65504.0f, 128 * 65504.0f},
+               {UST_TYPE_Q4_0, 8 * 65504.0f, 9 * 65504.0f}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (int with = 0; with < 3; with++) {
+      float values[2 * 64] = {0};
+      values[100] = with == 0 ? -cases[i].fits : with == 1 ? -cases[i].beyond : NAN;
+      unlink(in_folder("b.gguf"));
+      understudy_error err = {0};
+      ust_gguf_writer *w;
+      assert_int_equal(ust_gguf_create(in_folder("b.gguf"), &w, &err), UNDERSTUDY_OK);
+      ust_gguf_declare(w, "first", cases[i].type, 2, 64);
+      ust_gguf_declare(w, "second", cases[i].type, 2, 64);
+      ust_gguf_rows(w, (const float[128]){0}, 2);
+      ust_gguf_rows(w, values, 2);
+      assert_int_equal(ust_gguf_commit(w, &err), with == 0 ? UNDERSTUDY_OK : UNDERSTUDY_ERROR_FORMAT);
+      if (with > 0) assert_non_null(strstr(err.message, "second: found a value of "));
+      assert_int_equal(access(in_folder("b.gguf"), F_OK), with == 0 ? 0 : -1);
+    }
+}
+
 /* A disk that is full half-way: an error, and nothing left behind. A limit on the size of files stands for it. */
 static void full_disk(void **state) {
   (void)state;
@@ -229,6 +260,7 @@ static void cut_while_open(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip), cmocka_unit_test(writer_refuses),
-                                     cmocka_unit_test(full_disk), cmocka_unit_test(cut_while_open)};
+                                     cmocka_unit_test(values_that_do_not_fit), cmocka_unit_test(full_disk),
+                                     cmocka_unit_test(cut_while_open)};
   return cmocka_run_group_tests_name("gguf", tests, make_folder, remove_folder);
 }
