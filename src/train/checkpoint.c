@@ -9,7 +9,7 @@
 
 #include "train/internal.h"
 
-enum { LEVEL, STEPS = 8, FIELDS = 15, VERSION = 3 };
+enum { LEVEL, STEPS = 8, RATE = 10, CORPUS = 12, FIELDS = 15, VERSION = 3 };
 
 typedef struct header {
   char magic[8];
@@ -18,21 +18,9 @@ typedef struct header {
   uint64_t step;
 } header;
 
-static const char *const names[FIELDS] = {"kernel level",
-                                          "vocabulary",
-                                          "context",
-                                          "width",
-                                          "layers",
-                                          "heads",
-                                          "floats",
-                                          "window",
-                                          "steps",
-                                          "batch",
-                                          "rate (bits)",
-                                          "seed",
-                                          "corpus (checksum)",
-                                          "tokenizer (checksum)",
-                                          "teacher (checksum)"};
+static const char *const names[FIELDS] = {"kernel level", "vocabulary", "context", "width",     "layers",
+                                          "heads",        "floats",     "window",  "steps",     "batch",
+                                          "rate",         "seed",       "corpus",  "tokenizer", "teacher"};
 
 uint64_t ust_train_checksum(uint64_t state, const void *data, size_t size) {
   const char *at = data;
@@ -80,6 +68,20 @@ understudy_status ust_checkpoint_write(const ust_train_run *run, understudy_erro
   return ust_writer_commit(&writer, err);
 }
 
+/* "steps is 3, expected 4"; of a rate the number its bits stand for, of checksums only that they differ. */
+static void describe(int field, uint64_t found, uint64_t expected, char *text, size_t size) {
+  if (field >= CORPUS) {
+    snprintf(text, size, "found another %s, expected this run's", names[field]);
+  } else if (field == RATE) {
+    float rates[2];
+    memcpy(&rates[0], &found, sizeof *rates);
+    memcpy(&rates[1], &expected, sizeof *rates);
+    snprintf(text, size, "%s is %g, expected %g", names[field], (double)rates[0], (double)rates[1]);
+  } else {
+    snprintf(text, size, "%s is %" PRIu64 ", expected %" PRIu64, names[field], found, expected);
+  }
+}
+
 static understudy_status check_header(const ust_train_run *run, const header *found, understudy_error *err) {
   const char *path = run->options->checkpoint;
   header expected = make_header(run);
@@ -92,12 +94,15 @@ static understudy_status check_header(const ust_train_run *run, const header *fo
   if (found->fields[LEVEL] != expected.fields[LEVEL] && found->fields[LEVEL] < UST_ISA_COUNT)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: checkpoint of kernel level %s, expected %s as this run's",
                      path, ust_isa_name((ust_isa)found->fields[LEVEL]), run->options->kernels->name);
-  for (int i = 0; i < FIELDS; i++)
-    if (i != STEPS && found->fields[i] != expected.fields[i]) /* a run may be made longer or shorter on its way */
-      return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
-                       "%s: checkpoint of another run: %s is %" PRIu64 ", expected %" PRIu64
-                       " (name another checkpoint or remove it to start anew)",
-                       path, names[i], found->fields[i], expected.fields[i]);
+  for (int i = 0; i < FIELDS; i++) {
+    if (i == STEPS || found->fields[i] == expected.fields[i])
+      continue; /* a run may be made longer or shorter on its way */
+    char what[96];
+    describe(i, found->fields[i], expected.fields[i], what, sizeof what);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "%s: checkpoint of another run: %s (name another checkpoint or remove it to start anew)", path,
+                     what);
+  }
   if (found->step > (uint64_t)run->options->steps)
     return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: step is %" PRIu64 ", expected at most %d", path, found->step,
                      run->options->steps);

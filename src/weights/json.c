@@ -35,20 +35,10 @@ understudy_status ust_weights_parse_json(const char *source, const char *bytes, 
 
 understudy_status ust_weights_load_json(const char *path, json_t **json, understudy_error *err) {
   *json = NULL;
-  ust_file file;
-  UST_TRY(ust_file_open(&file, path, err));
-  understudy_status status = UNDERSTUDY_OK;
-  char *text = NULL;
-  if (file.size > TEXT_MAX) {
-    status = ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found %llu bytes, expected at most %d", path,
-                       (unsigned long long)file.size, TEXT_MAX);
-  } else {
-    text = ust_alloc((size_t)file.size);
-    if (!text) status = ust_error_memory(err, (size_t)file.size, path);
-  }
-  if (status == UNDERSTUDY_OK) status = ust_file_read(&file, 0, text, (size_t)file.size, err);
-  if (status == UNDERSTUDY_OK) status = ust_weights_parse_json(path, text, (size_t)file.size, json, err);
+  char *text;
+  size_t size;
+  UST_TRY(ust_file_slurp(path, TEXT_MAX, &text, &size, err));
+  understudy_status status = ust_weights_parse_json(path, text, size, json, err);
   ust_free(text);
-  ust_file_close(&file);
   return status;
 }
