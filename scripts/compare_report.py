@@ -181,7 +181,7 @@ temperature every engine draws with its own noise, seeded alike for each of its 
 FORMATS = """
 What a format is to whom: understudy and llama.cpp read the same GGUF file{own}. OpenVINO computes in bf16 from weights
 its converter stored as fp16, as int8 with a scale for each output, or as symmetric int4 in groups of 32. transformers
-runs bf16 only. A target made by `understudy grow` has added layers that are equal; for OpenVINO, whose converter
+has the weights of bf16 alone, and computes in f32 on a processor without AVX-512. A target made by `understudy grow` has added layers that are equal; for OpenVINO, whose converter
 stores equal matrices once, and transformers they are made to differ, still adding nothing to speak of.
 """
 

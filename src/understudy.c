@@ -336,6 +336,9 @@ understudy_status understudy_session_prompt(understudy_session *s, const int32_t
   REQUIRE_IDLE(err, s);
   if (count) REQUIRE(err, tokens, "tokens");
   size_t held = (size_t)ust_decoder_count(s->decoder), context = (size_t)s->engine->context;
+  if (count > context && held == 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "prompt: %zu tokens, expected at most the context's %zu", count,
+                     context);
   if (count > context - held)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                      "prompt: %zu tokens, expected at most %zu (context %zu, %zu in use)", count, context - held,

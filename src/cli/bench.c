@@ -112,10 +112,10 @@ static understudy_status tokenize(bench *b, size_t index, understudy_error *err)
     t->count = 1;
   }
   if (t->count == 0)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: an empty prompt, expected some text",
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: prompt %zu: found no tokens, expected some text",
                      b->options->prompts, index + 1);
   if (t->count > (size_t)info.context)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: number %zu: %zu tokens, expected at most %d (the context)",
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: prompt %zu: %zu tokens, expected at most %d (the context)",
                      b->options->prompts, index + 1, t->count, info.context);
   return UNDERSTUDY_OK;
 }
@@ -163,8 +163,8 @@ static void print_table(const bench *b) {
   if (s->frequency_penalty != 0) printf(", frequency penalty %g", (double)s->frequency_penalty);
   if (s->presence_penalty != 0) printf(", presence penalty %g", (double)s->presence_penalty);
   printf("\n\n");
-  printf("%-11s %8s %8s %11s %8s %8s %7s %9s  %s\n", "mode", "tokens/s", "speed-up", "tokens/pass", "MB/token",
-         "vs plain", "GFLOP/s", "FLOP/byte", "draft/n-gram/context");
+  printf("%-12s %8s %8s %11s %6s %9s %6s %6s %5s\n", "mode", "tokens/s", "speed-up", "tokens/pass", "bytes",
+         "FLOP/byte", "draft", "n-gram", "text");
   const understudy_stats *plain = &b->lanes[0].result.stats;
   double plain_rate = plain->seconds > 0 ? (double)plain->tokens / plain->seconds : 0;
   double plain_bytes = plain->tokens ? plain->bytes / (double)plain->tokens : 0;
@@ -172,12 +172,14 @@ static void print_table(const bench *b) {
     const understudy_stats *t = &b->lanes[i].result.stats;
     double rate = t->seconds > 0 ? (double)t->tokens / t->seconds : 0;
     double bytes = t->tokens ? t->bytes / (double)t->tokens : 0;
-    printf("%-11s %8.1f %7.2fx %11.2f %8.1f %8.2f %7.1f %9.1f  %llu/%llu/%llu\n", b->lanes[i].result.name, rate,
+    printf("%-12s %8.1f %7.2fx %11.2f %6.2f %9.1f", b->lanes[i].result.name, rate,
            plain_rate > 0 ? rate / plain_rate : 0, t->target_passes ? (double)t->tokens / (double)t->target_passes : 0,
-           bytes / 1e6, plain_bytes > 0 ? bytes / plain_bytes : 0, t->seconds > 0 ? t->flop / t->seconds / 1e9 : 0,
-           t->bytes > 0 ? t->flop / t->bytes : 0, (unsigned long long)t->accepted[UNDERSTUDY_FROM_DRAFT],
-           (unsigned long long)t->accepted[UNDERSTUDY_FROM_NGRAM],
-           (unsigned long long)t->accepted[UNDERSTUDY_FROM_CONTEXT]);
+           plain_bytes > 0 ? bytes / plain_bytes : 0, t->bytes > 0 ? t->flop / t->bytes : 0);
+    static const understudy_origin stages[] = {UNDERSTUDY_FROM_DRAFT, UNDERSTUDY_FROM_NGRAM, UNDERSTUDY_FROM_CONTEXT};
+    for (int stage = 0; stage < 3; stage++)
+      printf(" %*.0f %%", stage == 2 ? 3 : 4,
+             t->tokens ? 100.0 * (double)t->accepted[stages[stage]] / (double)t->tokens : 0);
+    putchar('\n');
   }
   if (b->differing)
     printf("\ntexts identical: NO, %zu of %zu prompts differ\n", b->differing, b->done);

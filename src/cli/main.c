@@ -44,6 +44,7 @@ static int dispatch(int argc, char **argv) {
     return UST_EXIT_USAGE;
   }
   const char *name = argv[1];
+  if (strcmp(name, "help") == 0 && argc > 2) return dispatch(3, (char *[]){argv[0], argv[2], (char[]){"--help"}, NULL});
   if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) return print_help();
   if (strcmp(name, "--version") == 0) {
     printf("understudy %s (%s kernels)\n", understudy_version(), understudy_best_isa());

@@ -112,6 +112,7 @@ static understudy_status count_all(const ngram_options *o, const ust_weights *we
   if (wanted > 0) UST_TRY(prepare(o, weights, tokenizer, &r, &how, err)); /* before a corpus is counted for nothing */
   uint64_t begin_ns = ust_clock_ns();
   if (o->corpus) UST_TRY(add_corpus(o->corpus, tokenizer, fit, err));
+  const uint64_t of_corpus = ust_ngram_fit_tokens(fit);
   uint64_t corpus_ns = r.begin_ns = ust_clock_ns();
   if (wanted > 0) UST_TRY(ust_scribe_write(&how, &written, err)); /* less than was wanted when the user stops it */
   uint64_t end_ns = ust_clock_ns();
@@ -120,17 +121,17 @@ static understudy_status count_all(const ngram_options *o, const ust_weights *we
     return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped after %lld of %d tokens; %s is left as it was",
                      (long long)written, o->tokens, o->output);
   UST_TRY(ust_ngram_fit_write(fit, o->output, (size_t)o->max_mb * 1000000, err));
+  const double fitting = ust_seconds_since(end_ns);
   if (written < wanted)
     return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped after %lld of %d tokens; %s is fitted on those",
                      (long long)written, o->tokens, o->output);
+  const double counting = (double)(corpus_ns - begin_ns) * 1e-9, writing = (double)(end_ns - corpus_ns) * 1e-9;
+  if (o->corpus)
+    ust_cli_note("%s: %llu tokens of the corpus counted in %.1f s", o->output, (unsigned long long)of_corpus, counting);
   if (wanted > 0)
-    ust_cli_note("%s: %lld tokens of text in %.1f s, %.0f a second; fitted in %.1f s", o->output, (long long)written,
-                 (double)(end_ns - corpus_ns) * 1e-9, (double)written / ((double)(end_ns - corpus_ns) * 1e-9),
-                 ust_seconds_since(end_ns));
-  else
-    ust_cli_note("%s: %llu tokens of the corpus counted in %.1f s, fitted in %.1f s", o->output,
-                 (unsigned long long)ust_ngram_fit_tokens(fit), (double)(corpus_ns - begin_ns) * 1e-9,
-                 ust_seconds_since(end_ns));
+    ust_cli_note("%s: %lld tokens of text written in %.1f s, %.0f a second", o->output, (long long)written, writing,
+                 (double)written / writing);
+  ust_cli_note("%s: fitted in %.1f s", o->output, fitting);
   return UNDERSTUDY_OK;
 }
 

@@ -185,7 +185,16 @@ static int parse_failure(const char *command, const struct option *longs, int fo
   if (optopt >= LONG_ONLY || (optopt && strncmp(argv[optind - 1], "--", 2) == 0 && strchr(argv[optind - 1], '=')))
     return ust_cli_usage(command, "'%.120s': this option takes no value", argv[optind - 1]);
   if (optopt) return ust_cli_usage(command, "unknown option '-%c'", optopt);
-  return ust_cli_usage(command, "unknown or ambiguous option '%.120s'", argv[optind - 1]);
+  return ust_cli_usage(command, "unknown option '%.120s'", argv[optind - 1]);
+}
+
+/* The long option getopt has just read, as it was written, when that is not its whole name; NULL: it is. getopt takes any
+ * beginning, --mode for --model where a command has no --mode. */
+static const char *abbreviation(const char *name, char **argv) {
+  const char *word = optarg && optarg == argv[optind - 1] ? argv[optind - 2] : argv[optind - 1];
+  const size_t length = strlen(name);
+  bool whole = strncmp(word + 2, name, length) == 0 && (word[2 + length] == 0 || word[2 + length] == '=');
+  return whole ? NULL : word;
 }
 
 bool ust_cli_parse(const ust_cli_help *help, const ust_option *options, int argc, char **argv, int *code) {
@@ -206,7 +215,12 @@ bool ust_cli_parse(const ust_cli_help *help, const ust_option *options, int argc
 
   opterr = 0;
   optind = 1;
-  for (int found; (found = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
+  for (int found, of_long = -1; (found = getopt_long(argc, argv, shorts, longs, &of_long)) != -1; of_long = -1) {
+    const char *cut = of_long >= 0 ? abbreviation(longs[of_long].name, argv) : NULL;
+    if (cut) {
+      *code = ust_cli_usage(help->command, "unknown option '%.120s' (--%s begins like it)", cut, longs[of_long].name);
+      return false;
+    }
     if (found == 'h') {
       print_help(help, options);
       *code = UST_EXIT_OK;

@@ -89,16 +89,20 @@ bool ust_cli_check_predict(const char *device, const char *file, int *code) {
 }
 
 bool ust_cli_predicts_only(int argc, char **argv) {
-  for (int i = 1; i < argc; i++)
+  bool predicts = false, runs = false;
+  for (int i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--from") == 0 || strncmp(argv[i], "--from=", 7) == 0) return true;
-  return false;
+    predicts = predicts || strncmp(argv[i], "--predict", 9) == 0;
+    runs = runs || strncmp(argv[i], "--prompts", 9) == 0;
+  }
+  return predicts && !runs;
 }
 
 int ust_cli_predict(int argc, char **argv) {
   const char *device = NULL, *from = NULL;
   bool quiet = false; /* there is nothing to be quiet about */
   ust_option options[] = {UST_OPTIONS_PREDICT(&device, &from), UST_OPTIONS_QUIET(&quiet), UST_OPTIONS_END};
-  options[0].required = true;
+  options[0].required = options[1].required = true;
   const ust_cli_help help = {
       .command = "bench",
       .usage = "bench --predict DEVICE --from FILE",

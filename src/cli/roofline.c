@@ -84,8 +84,8 @@ static understudy_status measure(const roofline_options *o, const ust_kernels *k
 
 static void print_measured(const ust_kernels *kernels, int threads, const ust_machine *machine,
                            const ust_pass_cost *costs, int count) {
-  printf("%s kernels, %d thread%s: reads %.1f GB/s, multiplies %.2f TFLOP/s, ridge at %.0f FLOP/byte\n", kernels->name,
-         threads, threads == 1 ? "" : "s", machine->read_gb_per_s, machine->peak_tflop_per_s,
+  printf("%s kernels, %d thread%s: %.1f GB/s of reads, %.2f TFLOP/s, ridge at %.0f FLOP/byte\n", kernels->name, threads,
+         threads == 1 ? "" : "s", machine->read_gb_per_s, machine->peak_tflop_per_s,
          machine->peak_tflop_per_s * 1e3 / machine->read_gb_per_s);
   for (int i = 0; i < count; i++) {
     if (i == 0 || costs[i].context != costs[i - 1].context)
@@ -113,10 +113,10 @@ static understudy_status write_measured(const char *path, const ust_kernels *ker
 static bool print_product(void *user, const ust_product_cost *cost) {
   (void)user;
   if (cost->rows == 1)
-    printf("\n%s %s, %d x %d; the machine just before: %.1f GB/s, %.2f TFLOP/s (not of integers)\n"
+    printf("\n%s %s, %d x %d; the machine just before: %.1f GB/s, %.2f TFLOP/s%s\n"
            "  rows        ms      GB/s   TFLOP/s   of bound\n",
            cost->format, cost->shape, cost->inputs, cost->outputs, cost->machine.read_gb_per_s,
-           cost->machine.peak_tflop_per_s);
+           cost->machine.peak_tflop_per_s, strcmp(cost->format, "bf16") == 0 ? "" : " in bf16");
   printf("  %4d %9.3f %9.1f %9.3f %8.0f %%\n", cost->rows, cost->ms, cost->gb_per_s, cost->tflop_per_s,
          100 * cost->share);
   fflush(stdout);
@@ -145,6 +145,7 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   const bool draws = o->bench || o->device_text || !(o->json || o->kernels); /* asked for, or nothing else was */
   const char *output = !o->output && draws ? "roofline.svg" : o->output;
   UST_TRY(check_outputs(o, output, err));
+  if (output) UST_TRY(ust_measure_check_gnuplot(output, err)); /* before half a minute of measuring */
   UST_TRY(ust_cli_machine(&o->models, &kernels, &threads, err));
   if (o->bench) UST_TRY(ust_measure_read_bench(o->bench, &run, err));
   if (o->bench) UST_TRY(add_bench(&chart.panels[0], o->bench, &run, err));

@@ -1,4 +1,5 @@
 /* understudy run: continues a text. The answer's bytes go to stdout as they are committed, the figures to stderr. */
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -78,30 +79,39 @@ static void explain_step(void *user, const ust_step_report *r) {
   explainer *e = user;
   if (isatty(STDOUT_FILENO) && e->out->last != '\n') fputc('\n', stderr); /* not in the midst of the answer */
   if (e->step++ % 20 == 0)
-    ust_cli_note(
-        "       rows planned                  draft's         tokens   milliseconds    tokens found by\n"
-        " step  all = 1 + draft n-gram context  passes rows  expected    planned    took    all = target + draft "
-        "n-gram context");
+    ust_cli_note("     rows planned           draft's  tokens  milliseconds      tokens found\n"
+                 "step all draft n-gram text pass row expected planned   took   all draft n-gram text");
   int rows = 0;
   for (int i = 0; i < UST_DETAIL_ORIGINS; i++) rows += r->rows_from[i];
-  ust_cli_note("%5d  %3d = 1 + %5d %6d %7d  %6d %4d  %8.2f %10.2f %7.2f   %3d = %6d + %5d %6d %7d", e->step, rows,
+  ust_cli_note("%4d %3d %5d %6d %4d %4d %3d %8.2f %7.2f %6.2f   %3d %5d %6d %4d", e->step, rows,
                r->rows_from[UNDERSTUDY_FROM_DRAFT], r->rows_from[UNDERSTUDY_FROM_NGRAM],
                r->rows_from[UNDERSTUDY_FROM_CONTEXT], r->draft_passes, r->draft_rows, r->expected_tokens,
-               r->predicted_seconds * 1e3, r->seconds * 1e3, r->tokens, r->tokens_from[UNDERSTUDY_FROM_TARGET],
-               r->tokens_from[UNDERSTUDY_FROM_DRAFT], r->tokens_from[UNDERSTUDY_FROM_NGRAM],
-               r->tokens_from[UNDERSTUDY_FROM_CONTEXT]);
+               r->predicted_seconds * 1e3, r->seconds * 1e3, r->tokens, r->tokens_from[UNDERSTUDY_FROM_DRAFT],
+               r->tokens_from[UNDERSTUDY_FROM_NGRAM], r->tokens_from[UNDERSTUDY_FROM_CONTEXT]);
 }
 
-static void print_statistics(const understudy_stats *s, const char *mode) {
+static void print_statistics(const understudy_stats *s, const run_options *o) {
   double per_pass = s->target_passes ? (double)s->tokens / (double)s->target_passes : 0;
   double per_s = s->seconds > 0 ? (double)s->tokens / s->seconds : 0;
-  ust_cli_note("%llu tokens in %.2f s: %.1f tokens/s, %.2f tokens/pass, %s (draft %llu, n-gram %llu, context %llu, "
-               "target %llu)%s",
-               (unsigned long long)s->tokens, s->seconds, per_s, per_pass, mode,
-               (unsigned long long)s->accepted[UNDERSTUDY_FROM_DRAFT],
-               (unsigned long long)s->accepted[UNDERSTUDY_FROM_NGRAM],
-               (unsigned long long)s->accepted[UNDERSTUDY_FROM_CONTEXT],
-               (unsigned long long)s->accepted[UNDERSTUDY_FROM_TARGET], ust_cli_stopped() ? ", stopped" : "");
+  ust_cli_note("%llu token%s in %.2f s: %.1f tokens/s, %.2f tokens/pass, %s%s", (unsigned long long)s->tokens,
+               s->tokens == 1 ? "" : "s", s->seconds, per_s, per_pass, o->mode, ust_cli_stopped() ? ", stopped" : "");
+  if (strcmp(o->mode, "plain") == 0) return;
+  char draft[32] = "", text[64] = "";
+  if (o->models.draft)
+    snprintf(draft, sizeof draft, ", draft %llu", (unsigned long long)s->accepted[UNDERSTUDY_FROM_DRAFT]);
+  if (strcmp(o->mode, "staged") == 0)
+    snprintf(text, sizeof text, ", n-gram %llu, text so far %llu",
+             (unsigned long long)s->accepted[UNDERSTUDY_FROM_NGRAM],
+             (unsigned long long)s->accepted[UNDERSTUDY_FROM_CONTEXT]);
+  ust_cli_note("found by: target %llu%s%s", (unsigned long long)s->accepted[UNDERSTUDY_FROM_TARGET], draft, text);
+}
+
+/* The answer and the figures may go to the same place, a terminal by way of a pipe or one file. */
+static bool same_place(void) {
+  struct stat out, err;
+  if (fstat(STDOUT_FILENO, &out) != 0 || fstat(STDERR_FILENO, &err) != 0) return false;
+  if (out.st_dev == err.st_dev && out.st_ino == err.st_ino) return true;
+  return isatty(STDERR_FILENO) && S_ISFIFO(out.st_mode);
 }
 
 /* An empty prompt starts from the end-of-text token, which is what separates texts in training. */
@@ -142,9 +152,9 @@ static understudy_status report(const run_options *o, const understudy_engine *e
   ust_prompt_result prompt;
   ust_mode_result result = {.name = o->mode, .prompts = &prompt, .prompt_count = 1};
   understudy_session_get_stats(session, &result.stats);
-  bool glued = isatty(STDERR_FILENO) && !isatty(STDOUT_FILENO) && out->last && out->last != '\n';
-  if (glued) ust_cli_note("%s", ""); /* the answer may be on the same terminal, by way of a pipe */
-  print_statistics(&result.stats, o->mode);
+  bool glued = !isatty(STDOUT_FILENO) && out->last && out->last != '\n' && same_place();
+  if (glued) ust_cli_note("%s", "");
+  print_statistics(&result.stats, o);
   if (!o->json) return UNDERSTUDY_OK;
   result.details = *ust_session_details(session);
   prompt.stats = result.stats;
@@ -230,7 +240,7 @@ int ust_cli_run(int argc, char **argv) {
       .about = "Continues the prompt and prints what follows it. Drafts make it faster and never change a byte.",
       .notes = "The text ends after -n tokens, at the model's end-of-text token, or when the context is full. An empty "
                "prompt starts a text from the model's end-of-text token. A prompt that begins with '-' "
-               "goes after '--'. Ctrl-C while it reads the prompt or writes stops it, "
+               "goes after '--'. Ctrl-C while the model evaluates the prompt or writes stops it, "
                "prints the figures and exits 0.",
       .example = "understudy run -m gpt2-large/ -d draft.gguf -n 128 \"def fibonacci(n):\"",
   };
@@ -240,6 +250,7 @@ int ust_cli_run(int argc, char **argv) {
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
   if (strcmp(o.mode, "speculative") == 0 && !o.models.draft)
     return ust_cli_usage("run", "--mode speculative: found no draft, expected one with -d, --draft");
+  if (o.explain && o.quiet) return ust_cli_usage("run", "--explain: found --quiet too, expected one of them");
   if (!ust_cli_text("run", argc, argv, optind, o.file, &text, &length, &code)) return code;
   ust_cli_set_quiet(o.quiet);
   code = run(&o, text, length);

@@ -42,6 +42,12 @@ void ust_cli_note_written(const char *path) {
 
 /* ---- progress ---- */
 
+/* That understands more than lines. */
+static bool is_terminal(int fd) {
+  const char *kind = getenv("TERM");
+  return isatty(fd) && !(kind && strcmp(kind, "dumb") == 0);
+}
+
 static int terminal_columns(void) {
   struct winsize size;
   return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col : 80;
@@ -95,7 +101,7 @@ static void draw_bar(const char *what, uint64_t done, uint64_t total) {
 bool ust_cli_progress(void *user, const char *what, uint64_t done, uint64_t total) {
   (void)user;
   static uint64_t last_ns;
-  if (!is_quiet && isatty(STDERR_FILENO)) {
+  if (!is_quiet && is_terminal(STDERR_FILENO)) {
     uint64_t now = ust_clock_ns();
     if (done >= total) {
       ust_cli_progress_clear();
@@ -130,7 +136,7 @@ bool ust_cli_stopped(void) {
 bool ust_cli_color(bool forced) {
   if (forced) return true;
   const char *no_color = getenv("NO_COLOR");
-  return isatty(STDOUT_FILENO) && !(no_color && no_color[0]);
+  return is_terminal(STDOUT_FILENO) && !(no_color && no_color[0]);
 }
 
 bool ust_cli_flush(void) {

@@ -104,6 +104,10 @@ static void write_line(ust_writer *writer, const char *format, ...) {
   ust_writer_write(writer, line, UST_MIN((size_t)length, sizeof line - 1));
 }
 
+understudy_status ust_measure_check_gnuplot(const char *path, understudy_error *err) {
+  return run_gnuplot(&(ust_buffer){0}, path, err);
+}
+
 char *ust_measure_csv_name(const char *chart_path) {
   char *name = strdup(chart_path);
   if (name) memcpy(name + strlen(name) - 4, ".csv", 4);

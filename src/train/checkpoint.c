@@ -104,8 +104,8 @@ static understudy_status check_header(const ust_train_run *run, const header *fo
                      what);
   }
   if (found->step > (uint64_t)run->options->steps)
-    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: step is %" PRIu64 ", expected at most %d", path, found->step,
-                     run->options->steps);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: checkpoint of step %" PRIu64 ", expected at most --steps %d",
+                     path, found->step, run->options->steps);
   return UNDERSTUDY_OK;
 }
 

@@ -118,8 +118,10 @@ static understudy_status read_array(reader *r, const char *field, ust_key *key) 
   size_t size = value_types[key->element].size;
   if (key->count > (r->limit - r->at) / size || key->count > UST_ARRAY_MAX)
     return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT,
-                     "%s: %s: found an array of %" PRIu64 " elements, expected at most %" PRIu64, r->file->path, field,
-                     key->count, (uint64_t)UST_MIN((r->limit - r->at) / size, (size_t)UST_ARRAY_MAX));
+                     "%s: %s: found an array of %" PRIu64 " elements, expected at most %" PRIu64
+                     " in what follows of the file",
+                     r->file->path, field, key->count,
+                     (uint64_t)UST_MIN((r->limit - r->at) / size, (size_t)UST_ARRAY_MAX));
   if (key->element == UST_GGUF_STRING) return read_strings(r, field, key);
   UST_TRY(need(r, key->count * size, field));
   key->value = r->bytes + r->at;

@@ -4,7 +4,7 @@ run() { "$UNDERSTUDY" run -m "$model" "$@"; }
 digest() { sha256sum | cut -c1-64; }
 
 run -n 40 hello >plain-default 2>statistics || echo "exit $?"
-sed -E 's/[0-9.]+ s:/T s:/; s/[0-9.]+ tokens\/s/R tokens\/s/; s/[0-9.]+ tokens\/pass/P tokens\/pass/; s/\(.*\)/(COUNTS)/' statistics
+sed -E 's/[0-9.]+ s:/T s:/; s/[0-9.]+ tokens\/s/R tokens\/s/; s/[0-9.]+ tokens\/pass/P tokens\/pass/; /^found by/s/ [0-9]+/ N/g' statistics
 for options in "--mode plain" "--mode staged" "-d $model --mode speculative" "-d $model" "--threads 1" "--quiet"; do
   # shellcheck disable=SC2086
   run -n 40 $options hello 2>/dev/null | cmp - plain-default || echo "$options: another text"
@@ -38,8 +38,8 @@ echo "== --explain: a line a step, whose tokens add up"
 run -n 40 -d "$model" --explain hello 2>explained >text && cmp text plain-default
 run -n 40 -d "$model" --explain --quiet hello 2>&1 >/dev/null
 sed -n 1,2p explained
-sed 's/ tokens in .*//' explained | awk '$5 == "+" && $1 != "step" { steps++; rows += $2; parts += 1 + $6 + $7 + $8; tokens += $14; found += $16 + $18 + $19 + $20 }
-     NF == 1 { print (steps > 0), (rows == parts), (tokens == $1), (found == $1) }'
+awk 'NF == 14 && $1 + 0 == steps + 1 { steps++; rows += $2; parts += 1 + $3 + $4 + $5; tokens += $11; found += $12 + $13 + $14 }
+     $2 == "tokens" { all = $1 } $1 == "found" { print (steps > 0), (rows == parts), (tokens == all), (all - found == $4 + 0) }' explained
 
 echo "== the context"
 run -n 100 hello 2>&1 >/dev/null | sed 1q

@@ -368,7 +368,7 @@ static void another_run_is_refused(void **state) {
   REFUSE(heads, 1, "heads is 2, expected 1");
   REFUSE(context, 320, "context is 300, expected 320");
   REFUSE(batch, UST_TRAIN_WINDOW, "batch is 512, expected 256");
-  REFUSE(rate, 1e-3f, "rate");
+  REFUSE(rate, 1e-3f, "rate is 0.003, expected 0.001");
   if (ust_kernels_best() != UST_ISA_SCALAR) REFUSE(kernels, ust_kernels_get(UST_ISA_SCALAR, NULL), "expected scalar");
   bytes found = slurp("run.ckpt"); /* a refused checkpoint is left alone */
   assert_int_equal(found.size, good.size);
@@ -388,7 +388,7 @@ static void another_length_is_taken(void **state) {
   train(&o);
   assert_int_equal(w.done, 5);
   o.steps = 4;
-  refuse(&o, "step is 5, expected at most 4");
+  refuse(&o, "checkpoint of step 5, expected at most --steps 4");
 }
 
 /* ---- */
