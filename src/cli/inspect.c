@@ -36,7 +36,7 @@ static void print_tensors(const ust_weights *weights) {
     char name[64];
     snprintf(name, sizeof name, "%s", t->name);
     ust_make_printable(name);
-    printf("  %-40s %-5s %16s %12llu bytes\n", name, ust_type_name(t->type), shape, (unsigned long long)t->bytes);
+    printf("  %-36s %-5s %16s %12llu bytes\n", name, ust_type_name(t->type), shape, (unsigned long long)t->bytes);
   }
 }
 
