@@ -132,6 +132,8 @@ enum { UST_LEFT_SIZE = 24 };
 void ust_cli_left(double seconds, char text[UST_LEFT_SIZE]);
 /* Removes a bar that is still standing. */
 void ust_cli_progress_clear(void);
+/* Whether bars are drawn: stderr is a terminal that can, and nobody asked for quiet. */
+bool ust_cli_draws(void);
 /* From here on SIGINT and SIGTERM only raise a flag; the same signal a second time ends the process. */
 void ust_cli_catch_signals(void);
 bool ust_cli_stopped(void);

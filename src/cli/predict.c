@@ -93,7 +93,8 @@ bool ust_cli_predicts_only(int argc, char **argv) {
   for (int i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--from") == 0 || strncmp(argv[i], "--from=", 7) == 0) return true;
     predicts = predicts || strncmp(argv[i], "--predict", 9) == 0;
-    runs = runs || strncmp(argv[i], "--prompts", 9) == 0;
+    runs = runs || strncmp(argv[i], "--prompts", 9) == 0 || strncmp(argv[i], "--model", 7) == 0 ||
+           strncmp(argv[i], "-m", 2) == 0;
   }
   return predicts && !runs;
 }

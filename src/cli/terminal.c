@@ -42,10 +42,14 @@ void ust_cli_note_written(const char *path) {
 
 /* ---- progress ---- */
 
-/* That understands more than lines. */
+/* A terminal that understands more than lines. */
 static bool is_terminal(int fd) {
   const char *kind = getenv("TERM");
   return isatty(fd) && !(kind && strcmp(kind, "dumb") == 0);
+}
+
+bool ust_cli_draws(void) {
+  return !is_quiet && is_terminal(STDERR_FILENO);
 }
 
 static int terminal_columns(void) {
@@ -101,7 +105,7 @@ static void draw_bar(const char *what, uint64_t done, uint64_t total) {
 bool ust_cli_progress(void *user, const char *what, uint64_t done, uint64_t total) {
   (void)user;
   static uint64_t last_ns;
-  if (!is_quiet && is_terminal(STDERR_FILENO)) {
+  if (ust_cli_draws()) {
     uint64_t now = ust_clock_ns();
     if (done >= total) {
       ust_cli_progress_clear();

@@ -10,7 +10,7 @@ enum { NOTE_S = 30 /* seconds between lines when there is no terminal */ };
 /* A bar on a terminal; elsewhere a line at every held-out measurement and every half minute. */
 static void show_progress(void *user, const ust_train_progress *p) {
   uint64_t *noted_ns = user, now = ust_clock_ns();
-  bool terminal = isatty(STDERR_FILENO);
+  bool terminal = ust_cli_draws();
   char text[160], left[UST_LEFT_SIZE];
   int length = snprintf(text, sizeof text, "step %d/%d  loss %.3f", p->step, p->steps, p->loss);
   if (!isnan(p->kl)) length += snprintf(text + length, sizeof text - (size_t)length, "  KL %.3f", p->kl);

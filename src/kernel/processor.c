@@ -1,5 +1,5 @@
 /* Which levels this processor has. A level needs its CPUID bits, the operating system's consent to save its registers
- * (XCR0) and, for AMX, the kernel's permission to use the tiles, which is asked for once per process. */
+ * (XCR0) and, for AMX, the kernel's permission to use the tiles; asking for it again is harmless. */
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>

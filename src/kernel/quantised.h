@@ -12,7 +12,7 @@
  * f16 scales, [16] f16 minima. Bytes a weight: Q8 1.0625, Q4 0.5625, Q4K 0.578.
  *
  * Rows: groups of up to 16, [group][block][height rows] lines of 32 int8; then for each line the negative of its sum;
- * then for each its scale. Rows that only fill a group are zeros. */
+ * then for each its scale. Rows that only fill a group are zeros where tiles read them (vnni.h), and unset at the other levels. */
 #ifndef UST_KERNEL_QUANTISED_H
 #define UST_KERNEL_QUANTISED_H
 

@@ -150,7 +150,7 @@ static understudy_status measure_peak(const ust_kernels *kernels, int threads, d
       }
     }
     free_work(&work);
-    if (kernels->release) kernels->release();
+    kernels->release();
   }
   if (failed) return ust_error_memory(err, (size_t)threads << 20, "measuring arithmetic");
   *tflop_per_s = best / 1e3;

@@ -43,9 +43,9 @@ understudy_status ust_measure_passes(const ust_model *model, ust_pass_cost out[U
   understudy_status status = logits ? UNDERSTUDY_OK : ust_error_memory(err, logit_bytes, "logits");
   for (int c = 0; c < 2 && status == UNDERSTUDY_OK; c++) {
     if (contexts[c] < 1 || (c && contexts[c] <= contexts[0])) continue;
+    if (contexts[c] + 8 > room) continue; /* the tree is up to seven positions deep */
     extend(timeline, contexts[c]);
     for (int r = 0; r < ROW_COUNTS && status == UNDERSTUDY_OK; r++) {
-      if (contexts[c] + 8 > room) continue; /* the tree is up to seven positions deep */
       if (progress && progress(user, "measuring passes", (uint64_t)(c * ROW_COUNTS + r), 2 * ROW_COUNTS))
         status = ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "stopped");
       else

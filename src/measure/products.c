@@ -113,7 +113,7 @@ static uint64_t walk(const work *w, const ust_matrix *matrix, int copies, int ro
                            (size_t)panels * UST_PANEL);
 #pragma omp barrier
     }
-    if (w->kernels->release) w->kernels->release();
+    w->kernels->release();
   }
   return ust_clock_ns() - begin;
 }

@@ -172,8 +172,11 @@ static uint32_t slot_of(const level *l, uint64_t key) {
 
 static understudy_status read_level(reading *r, ust_ngram *ngram, int which, uint32_t *seen) {
   level *l = &ngram->levels[which];
-  for (l->slot_count = 2; l->slot_count < 2 * (uint64_t)l->context_count && l->slot_count < 1u << 31;)
-    l->slot_count *= 2;
+  const uint32_t most = 1u << 30; /* half of the slots stay free */
+  if (l->context_count > most)
+    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: found %u contexts, expected at most %u", r->path,
+                     l->context_count, most);
+  for (l->slot_count = 2; l->slot_count < 2 * l->context_count;) l->slot_count *= 2;
   l->contexts = allocate(ngram, l->context_count, sizeof *l->contexts);
   l->successors = allocate(ngram, l->successor_count, sizeof *l->successors);
   l->slots = allocate(ngram, l->slot_count, sizeof *l->slots);

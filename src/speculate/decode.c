@@ -69,24 +69,27 @@ static double time_draft(void *user, int rows) {
   return ust_seconds_since(start);
 }
 
-/* Fills the planner's cost curves: timed now, together with what the cache knows. */
+/* Fills a cost curve: timed now, for `budget` seconds, together with what the cache knows of this use of the model. */
+static void find_cost(ust_decoder *d, ust_cost *cost, const ust_model *model, const char *use, const int *order,
+                      int count, int most, ust_pass_fn pass, double budget) {
+  const char *cache = d->options.cache;
+  char key[UST_COST_KEY];
+  *cost = (ust_cost){.drift = 1};
+  if (cache) ust_cost_key(model, d->options.isa, use, key);
+  if (cache) ust_cost_load(cost, cache, key);
+  ust_cost_measure(cost, order, count, most, pass, d, budget);
+  if (cache) ust_cost_save(cost, cache, key);
+}
+
 static void find_costs(ust_decoder *d) {
   static const int target_rows[] = {1, 8, 32, 16, UST_TARGET_ROWS, 4, 2, 6, 12, 48};
   static const int draft_rows[] = {1, 8, UST_DRAFT_ROWS, 16, 4};
   const ust_decoder_options *o = &d->options;
-  char key[UST_COST_KEY];
-  ust_cost *cost = &d->planner.target_cost;
-  ust_cost_key(o->target, o->isa, "target", key);
-  ust_cost_load(cost, o->cache, key);
-  ust_cost_measure(cost, target_rows, UST_COST_POINTS, o->context, time_target, d, 0.2);
-  ust_cost_save(cost, o->cache, key);
-  if (o->draft) {
-    cost = &d->planner.draft_cost;
-    ust_cost_key(o->draft, o->isa, d->drafting.temperature > 0 ? "draft, sampled" : "draft", key);
-    ust_cost_load(cost, o->cache, key);
-    ust_cost_measure(cost, draft_rows, 5, ust_model_config(o->draft)->context, time_draft, d, 0.08);
-    ust_cost_save(cost, o->cache, key);
-  }
+  find_cost(d, &d->planner.target_cost, o->target, "target", target_rows, UST_COST_POINTS, o->context, time_target,
+            0.2);
+  if (o->draft)
+    find_cost(d, &d->planner.draft_cost, o->draft, d->drafting.temperature > 0 ? "draft, sampled" : "draft", draft_rows,
+              5, ust_model_config(o->draft)->context, time_draft, 0.08);
   ust_decoder_reset_stats(d);
 }
 
@@ -208,7 +211,8 @@ static ust_plan pick_rows(ust_decoder *d, int deepest, const double *price, int3
   int count = 1;
   while (count < UST_TARGET_ROWS) {
     ust_node *above = &tree->nodes[nodes[count - 1]];
-    if (text && above->draft_node < 0) ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->drafting);
+    if (text && above->draft_node < 0 && above->depth < deepest)
+      ust_text_propose(text, tree, nodes[count - 1], &d->history, &d->drafting);
     int node = best_leaf(tree, deepest, &d->planner.shape);
     if (node < 0) break;
     double reach = (double)tree->nodes[node].reach;

@@ -39,8 +39,6 @@ understudy_status ust_candidates_open(const ust_corpus *corpus, int vocabulary, 
   for (size_t i = 0; i < corpus->count; i++) counts[corpus->tokens[i]].count++;
   qsort(counts, n, sizeof *counts, most_first);
   for (int i = 0; i < c->frequent; i++) c->ids[i] = counts[i].id;
-  memset(c->certain, 0, n);
-  memset(c->logs, 0, n * sizeof *c->logs);
   for (int i = 0; i < c->frequent; i++) c->certain[c->ids[i]] = 1;
   free(counts);
   return UNDERSTUDY_OK;

@@ -9,7 +9,27 @@
 
 #include "train/internal.h"
 
-enum { LEVEL, STEPS = 8, RATE = 10, CORPUS = 12, FIELDS = 15, VERSION = 3 };
+enum { VERSION = 3 };
+
+/* What makes a run this one. */
+enum {
+  LEVEL,
+  VOCABULARY,
+  CONTEXT,
+  WIDTH,
+  LAYERS,
+  HEADS,
+  FLOATS,
+  WINDOW,
+  STEPS,
+  BATCH,
+  RATE,
+  SEED,
+  CORPUS, /* from here on checksums */
+  TOKENIZER,
+  TEACHER,
+  FIELDS
+};
 
 typedef struct header {
   char magic[8];
@@ -18,9 +38,11 @@ typedef struct header {
   uint64_t step;
 } header;
 
-static const char *const names[FIELDS] = {"kernel level", "vocabulary", "context", "width",     "layers",
-                                          "heads",        "floats",     "window",  "steps",     "batch",
-                                          "rate",         "seed",       "corpus",  "tokenizer", "teacher"};
+static const char *const names[FIELDS] = {
+    [LEVEL] = "kernel level", [VOCABULARY] = "vocabulary", [CONTEXT] = "context", [WIDTH] = "width",
+    [LAYERS] = "layers",      [HEADS] = "heads",           [FLOATS] = "floats",   [WINDOW] = "window",
+    [STEPS] = "steps",        [BATCH] = "batch",           [RATE] = "rate",       [SEED] = "seed",
+    [CORPUS] = "corpus",      [TOKENIZER] = "tokenizer",   [TEACHER] = "teacher"};
 
 uint64_t ust_train_checksum(uint64_t state, const void *data, size_t size) {
   const char *at = data;
@@ -44,11 +66,21 @@ static header make_header(const ust_train_run *run) {
   memcpy(&rate, &o->rate, sizeof rate);
   return (header){.magic = "USTTRAIN",
                   .version = VERSION,
-                  .fields = {(uint64_t)o->kernels->isa, (uint64_t)c->vocabulary, (uint64_t)c->context,
-                             (uint64_t)c->width, (uint64_t)c->layers, (uint64_t)c->heads, run->model->size,
-                             UST_TRAIN_WINDOW, (uint64_t)o->steps, (uint64_t)o->batch, rate, o->seed,
-                             run->corpus.fingerprint, ust_tokenizer_fingerprint(o->tokenizer),
-                             run->teacher_fingerprint},
+                  .fields = {[LEVEL] = (uint64_t)o->kernels->isa,
+                             [VOCABULARY] = (uint64_t)c->vocabulary,
+                             [CONTEXT] = (uint64_t)c->context,
+                             [WIDTH] = (uint64_t)c->width,
+                             [LAYERS] = (uint64_t)c->layers,
+                             [HEADS] = (uint64_t)c->heads,
+                             [FLOATS] = run->model->size,
+                             [WINDOW] = UST_TRAIN_WINDOW,
+                             [STEPS] = (uint64_t)o->steps,
+                             [BATCH] = (uint64_t)o->batch,
+                             [RATE] = rate,
+                             [SEED] = o->seed,
+                             [CORPUS] = run->corpus.fingerprint,
+                             [TOKENIZER] = ust_tokenizer_fingerprint(o->tokenizer),
+                             [TEACHER] = run->teacher_fingerprint},
                   .step = (uint64_t)run->step};
 }
 
@@ -95,8 +127,8 @@ static understudy_status check_header(const ust_train_run *run, const header *fo
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: checkpoint of kernel level %s, expected %s as this run's",
                      path, ust_isa_name((ust_isa)found->fields[LEVEL]), run->options->kernels->name);
   for (int i = 0; i < FIELDS; i++) {
-    if (i == STEPS || found->fields[i] == expected.fields[i])
-      continue; /* a run may be made longer or shorter on its way */
+    if (i == STEPS) continue; /* a run may be made longer or shorter on its way */
+    if (found->fields[i] == expected.fields[i]) continue;
     char what[96];
     describe(i, found->fields[i], expected.fields[i], what, sizeof what);
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,

@@ -39,11 +39,11 @@ static understudy_status tokenize_documents(const ust_train_options *o, document
     understudy_status result = ust_tokenizer_encode(o->tokenizer, documents[i].text, documents[i].length, false,
                                                     &documents[i].ids, &documents[i].count, &own);
     if (result != UNDERSTUDY_OK) {
-#pragma omp critical
-      {
-        documents[i].ids = NULL;
-        if (status == UNDERSTUDY_OK && err) *err = own;
+      documents[i].ids = NULL;
+#pragma omp critical(ust_corpus)
+      if (status == UNDERSTUDY_OK) {
         status = result;
+        if (err) *err = own;
       }
     }
   }

@@ -7,6 +7,10 @@
 
 #include "train/internal.h"
 
+enum {
+  HOW_IT_TEACHES = 3 /* a student starts as its teacher and learns its distribution; changed with what that means */
+};
+
 /* ---- the finished model ---- */
 
 understudy_status ust_train_export(const ust_train_run *run, understudy_error *err) {
@@ -54,7 +58,7 @@ understudy_status ust_train_load_teacher(ust_train_run *run, int max_sequences, 
     UST_TRY(ust_weights_find(weights, p->name, (uint64_t)p->rows, (uint64_t)p->cols, &tensor, err));
     UST_TRY(ust_weights_read_rows(weights, tensor, 0, (uint64_t)p->rows, m->values + p->offset, err));
   }
-  run->teacher_fingerprint = ust_train_checksum(3, m->values, m->size * sizeof *m->values);
+  run->teacher_fingerprint = ust_train_checksum(HOW_IT_TEACHES, m->values, m->size * sizeof *m->values);
   ust_gpt2_train_pack(m);
   return UNDERSTUDY_OK;
 }
