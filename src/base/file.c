@@ -194,6 +194,16 @@ static char *followed(const char *path) {
   return place;
 }
 
+/* The open descriptor a path stands for, whose file is shared with others and not to be replaced; -1: none. */
+static int descriptor_of(const char *path) {
+  int fd, used = 0;
+  if (strcmp(path, "/dev/stdout") == 0) return STDOUT_FILENO;
+  if (strcmp(path, "/dev/stderr") == 0) return STDERR_FILENO;
+  if (sscanf(path, "/dev/fd/%9d%n", &fd, &used) == 1 && used && !path[used]) return fd;
+  if (sscanf(path, "/proc/self/fd/%9d%n", &fd, &used) == 1 && used && !path[used]) return fd;
+  return -1;
+}
+
 understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err) {
   *writer = (ust_writer){0};
   if (strcmp(path, "-") == 0)
@@ -203,14 +213,15 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   if (!writer->path) return ust_error_memory(err, strlen(path), "a path");
   struct stat info;
   bool old = stat(path, &info) == 0;
-  writer->in_place = old && !S_ISREG(info.st_mode);                 /* a device or pipe must not be replaced */
-  const bool circle = !old && errno == ELOOP;                       /* of links: stays one */
-  const bool too_long = strlen(last_part(writer->path)) > NAME_MAX; /* told now, not only when it is renamed */
+  const int shared = descriptor_of(path);
+  writer->in_place = shared >= 0 || (old && !S_ISREG(info.st_mode)); /* a device or pipe must not be replaced */
+  const bool circle = !old && errno == ELOOP;                        /* of links: stays one */
+  const bool too_long = strlen(last_part(writer->path)) > NAME_MAX;  /* told now, not only when it is renamed */
   int fd = -1;
   if (circle || too_long) {
     errno = circle ? ELOOP : ENAMETOOLONG;
   } else if (writer->in_place) {
-    fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+    fd = shared >= 0 ? fcntl(shared, F_DUPFD_CLOEXEC, 0) : open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
   } else {
     fd = open_nameless(writer->path);
     writer->nameless = fd >= 0;
@@ -283,8 +294,11 @@ const char *ust_name_in(const char *path, const char *directory) {
 }
 
 bool ust_same_place(const char *a, const char *b) {
-  char *parent = parent_of(a);
-  const char *name = parent ? ust_name_in(b, parent) : NULL;
+  char *first = followed(a), *second = followed(b), *parent = first ? parent_of(first) : NULL;
+  const char *name = parent && second ? ust_name_in(second, parent) : NULL;
+  const bool same = ust_same_file(a, b) || (name && strcmp(name, last_part(first)) == 0);
   free(parent);
-  return ust_same_file(a, b) || (name && strcmp(name, last_part(a)) == 0);
+  free(first);
+  free(second);
+  return same;
 }
