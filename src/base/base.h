@@ -109,6 +109,9 @@ bool ust_same_file(const char *a, const char *b);
 bool ust_same_place(const char *a, const char *b);
 /* The last part of `path` if it names a place in `directory`, else NULL. */
 const char *ust_name_in(const char *path, const char *directory);
+/* Where a path's symbolic links lead, to something or to nothing yet, so that the file there is replaced and not the link;
+ * the caller frees it. NULL: no memory. */
+char *ust_followed(const char *path);
 
 /* ---- hash ---- */
 

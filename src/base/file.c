@@ -180,8 +180,7 @@ static int make_temporary(ust_writer *writer, make_fn make) {
   return made;
 }
 
-/* Where a symbolic link leads, so that the file there is replaced and not the link. */
-static char *followed(const char *path) {
+char *ust_followed(const char *path) {
   char *place = strdup(path), to[PATH_MAX], *next;
   for (int links = 0; place && links < 40; links++) { /* as many as Linux follows */
     ssize_t length = readlink(place, to, sizeof to);
@@ -209,7 +208,7 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   if (strcmp(path, "-") == 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                      "-: is no file name to write to, expected one (standard output is /dev/stdout)");
-  writer->path = followed(path);
+  writer->path = ust_followed(path);
   if (!writer->path) return ust_error_memory(err, strlen(path), "a path");
   struct stat info;
   bool old = stat(path, &info) == 0;
@@ -294,7 +293,7 @@ const char *ust_name_in(const char *path, const char *directory) {
 }
 
 bool ust_same_place(const char *a, const char *b) {
-  char *first = followed(a), *second = followed(b), *parent = first ? parent_of(first) : NULL;
+  char *first = ust_followed(a), *second = ust_followed(b), *parent = first ? parent_of(first) : NULL;
   const char *name = parent && second ? ust_name_in(second, parent) : NULL;
   const bool same = ust_same_file(a, b) || (name && strcmp(name, last_part(first)) == 0);
   free(parent);

@@ -1,4 +1,5 @@
 /* What may be written where: checked before the work, not after it. */
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,8 +20,11 @@ static bool part_of_model(const char *name) {
 
 understudy_status ust_cli_check_kept(const char *input, const char *output, understudy_error *err) {
   if (!input || !output) return UNDERSTUDY_OK;
-  const char *name = ust_name_in(output, input);
-  if (name && part_of_model(name))
+  char *place = ust_followed(output);
+  const char *name = place ? ust_name_in(place, input) : NULL;
+  const bool part = name && part_of_model(name);
+  free(place);
+  if (part)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: is part of the input %s, expected another file to write to",
                      output, input);
   if (!ust_same_file(input, output)) return UNDERSTUDY_OK;
@@ -45,7 +49,10 @@ understudy_status ust_cli_check_output(const char *path, const ust_cli_models *m
   for (size_t i = 0; i < sizeof read / sizeof read[0]; i++) UST_TRY(ust_cli_check_kept(read[i], path, err));
   if (ust_is_directory(path))
     return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: is a directory, expected a file", path);
-  struct stat info;
+  struct stat info, given;
+  if (stat(path, &info) == 0 && S_ISREG(info.st_mode) && fstat(STDIN_FILENO, &given) == 0 &&
+      given.st_dev == info.st_dev && given.st_ino == info.st_ino)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: is standard input, expected another file to write to", path);
   if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && access(path, W_OK) == 0)
     return UNDERSTUDY_OK; /* opening a pipe and closing it would end its reader's input */
   ust_writer writer;
