@@ -95,4 +95,10 @@ learn train --tokenizer t.gguf --corpus text.txt
 learn train --tokenizer "$model" --corpus text.txt --log same --checkpoint ./same
 learn train --tokenizer "$model" --corpus text.txt --log x.gguf --checkpoint t.gguf
 find . -name '*.ckpt*'
+echo "== what stands before an open descriptor stays; the input is not written over"
+echo before >log
+"$UNDERSTUDY" run -q -m "$model" -n 2 --json /dev/stdout hi >>log && head -1 log && grep -c '"isa"' log
+echo prompt >given
+"$UNDERSTUDY" run -q -m "$model" -n 2 --json given <given || echo "exit $?"
+cat given
 exit 0
