@@ -77,13 +77,27 @@ static inline __attribute__((always_inline)) void scores(const uint16_t *keys, i
   }
 }
 
-/* sums[r][dim] = weights x values, over positions 0 … edge, a multiple of 32 */
-static inline __attribute__((always_inline)) void tile_values(const uint16_t *values, int dim, int edge,
-                                                              const attention_space *space, bool bottom) {
+/* The 32 positions before `end` as rows below `edge` may see them: later ones are zero, since what lies there may be a
+ * sibling's, and no weight, not even none, makes nothing of an infinite value. */
+static const uint16_t *last_values(const uint16_t *values, int dim, int edge, int end, uint16_t *copy) {
+  const uint16_t *block = values + (size_t)(end - 32) * (size_t)dim;
+  if (edge == end) return block;
+  for (int pair = 0; pair < 16; pair++) {
+    const int left = edge - (end - 32) - 2 * pair;
+    const __m512i mask = _mm512_set1_epi32(left >= 2 ? -1 : left == 1 ? 0xffff : 0);
+    for (int at = 2 * pair * dim; at < 2 * (pair + 1) * dim; at += 32)
+      _mm512_storeu_si512(copy + at, _mm512_and_si512(mask, _mm512_loadu_si512(block + at)));
+  }
+  return copy;
+}
+
+/* sums[r][dim] = weights x values, over positions 0 … end, a multiple of 32; the last 32 from `last` */
+static inline __attribute__((always_inline)) void tile_values(const uint16_t *values, const uint16_t *last, int dim,
+                                                              int end, const attention_space *space, bool bottom) {
   for (int d = 0; d < dim; d += 32) {
     tiles_zero(bottom);
-    for (int at = 0; at < edge; at += 32) {
-      const uint16_t *block = values + (size_t)at * dim + 2 * d;
+    for (int at = 0; at < end; at += 32) {
+      const uint16_t *block = (at + 32 < end ? values + (size_t)at * dim : last) + 2 * d;
       tile_step(space->weights + at, space->weight_stride, block, block + 32, (size_t)dim * 4, bottom);
     }
     tiles_store(space->sums + d, (size_t)dim, bottom);
@@ -154,7 +168,7 @@ typedef struct attention_group {
   int first, count;
   int slot_end; /* after the last slot any row sees */
   int low;      /* the first slot any row adds by itself */
-  int edge;     /* where the tiles end, a multiple of 32 */
+  int edge;     /* after the last position that goes through the tiles in any row */
 } attention_group;
 
 static attention_group describe_group(const ust_attention_rows *rows, int first) {
@@ -162,7 +176,7 @@ static attention_group describe_group(const ust_attention_rows *rows, int first)
   for (int r = first; r < first + g.count; r++) {
     g.slot_end = UST_MAX(g.slot_end, row_slot(rows, r, rows->keys[r] - 1) + 1);
     g.low = UST_MIN(g.low, tile_edge(rows->keys[r]));
-    g.edge = UST_MAX(g.edge, UST_ROUND_UP(tile_edge(rows->keys[r]), 32));
+    g.edge = UST_MAX(g.edge, tile_edge(rows->keys[r]));
   }
   return g;
 }
@@ -172,7 +186,7 @@ static inline __attribute__((always_inline)) void attend_group(const uint16_t *k
                                                                attention_group g, const float *q, size_t q_stride,
                                                                uint16_t *out, size_t out_stride,
                                                                const attention_space *space, bool bottom) {
-  int dim = kv_dim(head_dim);
+  int dim = kv_dim(head_dim), end = UST_ROUND_UP(g.edge, 32);
   float inverse[QUERIES], scale = 1.0f / sqrtf((float)head_dim);
   configure(UST_MIN(g.count, 16), UST_MAX(0, g.count - 16));
   for (int r = 0; r < g.count; r++)
@@ -185,13 +199,14 @@ static inline __attribute__((always_inline)) void attend_group(const uint16_t *k
   for (int r = 0; r < g.count; r++) {
     float *row = space->scores + (size_t)r * space->score_stride;
     int n = rows->keys[g.first + r];
-    const char *far = (const char *)values + (size_t)r * (size_t)lines * 64 * (size_t)(g.edge / 32);
+    const char *far = (const char *)values + (size_t)r * (size_t)lines * 64 * (size_t)(end / 32);
     row_order(row, rows, g.first + r);
-    inverse[r] = 1.0f / softmax(row, n, scale, space->weights + (size_t)r * space->weight_stride, tile_edge(n), g.edge,
-                                far, lines);
+    inverse[r] =
+        1.0f / softmax(row, n, scale, space->weights + (size_t)r * space->weight_stride, tile_edge(n), end, far, lines);
   }
+  const uint16_t *last = end ? last_values(values, dim, g.edge, end, (uint16_t *)(void *)space->window) : NULL;
   written();
-  tile_values(values, dim, g.edge, space, bottom);
+  tile_values(values, last, dim, end, space, bottom);
   written();
   widen_values(values, dim, g.low, g.slot_end, space->window);
   for (int r = 0; r < g.count; r++) {

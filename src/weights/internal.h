@@ -105,8 +105,9 @@ understudy_status ust_weights_check_config(const ust_weights *weights, understud
 bool ust_type_known(uint32_t code);
 /* Bytes of `elements` elements along whole rows; false when they do not fit 64 bits. */
 bool ust_weights_bytes(ust_type type, uint64_t elements, uint64_t *bytes);
-/* `count` elements (whole blocks) as f32; data of quantised types is 2-byte aligned. */
-void ust_weights_decode(ust_type type, const unsigned char *data, size_t count, float *out);
+/* `count` elements (whole blocks) as f32; data of quantised types is 2-byte aligned. False when a value is infinite or
+ * not a number. */
+bool ust_weights_decode(ust_type type, const unsigned char *data, size_t count, float *out);
 
 /* A safetensors entry, handed to `visit` in the order of the data. `tensor.name` is the file's own name;
  * `tensor.type` holds only when `readable`. */

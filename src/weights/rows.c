@@ -3,14 +3,23 @@
  * Rows stored in order are read straight from the file. A transposed tensor has each wanted row scattered over
  * the whole of it; reading it piece by piece would cost tens of millions of system calls for GPT-2-L, so it is
  * held in memory while threads take rows from it, at most UST_HELD of them. */
+#include <math.h>
 #include <stdlib.h>
 
 #include "weights/internal.h"
 
 enum { CHUNK = 120 * 256, TILE_ROWS = 32, TILE_COLS = 16 }; /* elements decoded at a time: whole blocks of any type */
 
-static understudy_status read_in_order(const ust_file *file, const ust_tensor *tensor, uint64_t row, uint64_t count,
-                                       float *out, understudy_error *err) {
+/* Names one of the `count` values that is infinite or not a number. */
+static understudy_status refuse(const ust_weights *weights, const ust_tensor *tensor, const float *values,
+                                understudy_error *err) {
+  while (isfinite(*values)) values++;
+  return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tensor %s: found a value of %g, expected finite numbers",
+                   weights->path, tensor->name, (double)*values);
+}
+
+static understudy_status read_in_order(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
+                                       uint64_t count, float *out, understudy_error *err) {
   unsigned char data[CHUNK * 4] __attribute__((aligned(64)));
   uint64_t from = row * tensor->cols, left = count * tensor->cols;
   while (left > 0) {
@@ -18,8 +27,8 @@ static understudy_status read_in_order(const ust_file *file, const ust_tensor *t
     uint64_t offset = 0, bytes = 0;
     ust_weights_bytes(tensor->type, from, &offset);
     ust_weights_bytes(tensor->type, take, &bytes);
-    UST_TRY(ust_file_read(file, tensor->offset + offset, data, (size_t)bytes, err));
-    ust_weights_decode(tensor->type, data, take, out);
+    UST_TRY(ust_file_read(&weights->files[tensor->file], tensor->offset + offset, data, (size_t)bytes, err));
+    if (!ust_weights_decode(tensor->type, data, take, out)) return refuse(weights, tensor, out, err);
     out += take;
     from += take;
     left -= take;
@@ -86,21 +95,24 @@ static void release_held(ust_weights *weights, ust_held *held) {
   pthread_mutex_unlock(&weights->lock);
 }
 
-/* Stored [cols, rows]. Tile by tile, so that both sides are touched a cache line at a time. */
-static void copy_transposed(const ust_tensor *tensor, const unsigned char *data, uint64_t row, uint64_t count,
+/* Stored [cols, rows]. Tile by tile, so that both sides are touched a cache line at a time. False as of decoding. */
+static bool copy_transposed(const ust_tensor *tensor, const unsigned char *data, uint64_t row, uint64_t count,
                             float *out) {
   size_t element = tensor->type == UST_TYPE_F32 ? 4 : 2;
+  bool finite = true;
   for (uint64_t first = 0; first < count; first += TILE_ROWS) {
     size_t rows = (size_t)UST_MIN(count - first, (uint64_t)TILE_ROWS);
     for (uint64_t col = 0; col < tensor->cols; col += TILE_COLS) {
       float tile[TILE_COLS][TILE_ROWS];
       size_t cols = (size_t)UST_MIN(tensor->cols - col, (uint64_t)TILE_COLS);
       for (size_t c = 0; c < cols; c++)
-        ust_weights_decode(tensor->type, data + ((col + c) * tensor->rows + row + first) * element, rows, tile[c]);
+        finite &=
+            ust_weights_decode(tensor->type, data + ((col + c) * tensor->rows + row + first) * element, rows, tile[c]);
       for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < cols; c++) out[(first + r) * tensor->cols + col + c] = tile[c][r];
     }
   }
+  return finite;
 }
 
 understudy_status ust_weights_read_rows(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
@@ -109,12 +121,26 @@ understudy_status ust_weights_read_rows(const ust_weights *weights, const ust_te
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: tensor %s: asked for rows %llu ... %llu of %llu",
                      weights->path, tensor->name, (unsigned long long)row, (unsigned long long)(row + count),
                      (unsigned long long)tensor->rows);
-  if (!tensor->transposed) return read_in_order(&weights->files[tensor->file], tensor, row, count, out, err);
+  if (!tensor->transposed) return read_in_order(weights, tensor, row, count, out, err);
   ust_weights *shared = (ust_weights *)weights; /* what is held is not part of the weights' meaning */
   ust_held *held;
   UST_TRY(take_held(shared, tensor, &held, err));
-  copy_transposed(tensor, held->data, row, count, out);
+  bool finite = copy_transposed(tensor, held->data, row, count, out);
   release_held(shared, held);
+  return finite ? UNDERSTUDY_OK : refuse(weights, tensor, out, err);
+}
+
+/* Blocks of Q8_0 and Q4_0 begin with one f16 factor, of Q4_K with two. */
+static understudy_status check_scales(const ust_weights *weights, const ust_tensor *tensor, const unsigned char *data,
+                                      uint64_t bytes, understudy_error *err) {
+  uint64_t block_bytes = 0;
+  ust_weights_bytes(tensor->type, (uint64_t)ust_type_block(tensor->type), &block_bytes);
+  for (uint64_t at = 0; at < bytes; at += block_bytes) {
+    uint16_t scales[2];
+    memcpy(scales, data + at, sizeof scales);
+    float values[2] = {ust_f16_to_f32(scales[0]), tensor->type == UST_TYPE_Q4_K ? ust_f16_to_f32(scales[1]) : 0};
+    if (!isfinite(values[0]) || !isfinite(values[1])) return refuse(weights, tensor, values, err);
+  }
   return UNDERSTUDY_OK;
 }
 
@@ -123,7 +149,7 @@ understudy_status ust_weights_read_blocks(const ust_weights *weights, const ust_
   if (ust_type_block(tensor->type) == 1 || row > tensor->rows || count > tensor->rows - row)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: tensor %s: not these rows, or not quantised", weights->path,
                      tensor->name);
-  uint64_t row_bytes = tensor->bytes / tensor->rows;
-  return ust_file_read(&weights->files[tensor->file], tensor->offset + row * row_bytes, out,
-                       (size_t)(count * row_bytes), err);
+  uint64_t row_bytes = tensor->bytes / tensor->rows, bytes = count * row_bytes;
+  UST_TRY(ust_file_read(&weights->files[tensor->file], tensor->offset + row * row_bytes, out, (size_t)bytes, err));
+  return check_scales(weights, tensor, out, bytes, err);
 }

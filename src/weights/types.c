@@ -1,5 +1,7 @@
 /* Tensor types: the table of those that are read, and what their blocks hold. Q8_0, Q4_0 and Q4_K are the kernels' own
  * formats and decoded there; the rest stand here: layouts and formulas of GGUF's reference implementation (ggml). */
+#include <math.h>
+
 #include "weights/internal.h"
 
 _Static_assert(sizeof(ust_q8_block) == 34 && sizeof(ust_q4_block) == 18 && sizeof(ust_q4k_block) == 144,
@@ -12,12 +14,41 @@ static float load_f16(const unsigned char *b) {
   return ust_f16_to_f32(load_u16(b));
 }
 
-/* Elements that are blocks of their own, many at a time. */
-static void decode_f16(const unsigned char *data, size_t count, float *out) {
-  for (size_t i = 0; i < count; i++) out[i] = load_f16(data + 2 * i);
+/* Elements that are blocks of their own, many at a time; false when one is infinite or not a number, which an exponent
+ * of ones says: adding its last bit carries into the bit above. */
+static bool decode_f32(const unsigned char *data, size_t count, float *out) {
+  uint32_t carried = 0;
+  memcpy(out, data, count * sizeof *out);
+  for (size_t i = 0; i < count; i++) carried |= (ust_load_u32(data + 4 * i) & 0x7f800000) + 0x00800000;
+  return !(carried >> 31);
 }
-static void decode_bf16(const unsigned char *data, size_t count, float *out) {
-  for (size_t i = 0; i < count; i++) out[i] = ust_bf16_to_f32(load_u16(data + 2 * i));
+static bool decode_f16(const unsigned char *data, size_t count, float *out) {
+  uint32_t carried = 0;
+  for (size_t i = 0; i < count; i++) {
+    carried |= (load_u16(data + 2 * i) & 0x7c00u) + 0x400;
+    out[i] = load_f16(data + 2 * i);
+  }
+  return !(carried & 0x8000);
+}
+static bool decode_bf16(const unsigned char *data, size_t count, float *out) {
+  typedef uint16_t halves __attribute__((vector_size(16)));
+  typedef uint32_t words __attribute__((vector_size(32)));
+  enum { LANES = 8 };
+  halves h, carried = {0};
+  uint16_t any = 0;
+  size_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    memcpy(&h, data + 2 * i, sizeof h);
+    words whole = __builtin_convertvector(h, words) << 16;
+    memcpy(out + i, &whole, sizeof whole);
+    carried |= (h & 0x7f80) + 0x80;
+  }
+  for (int l = 0; l < LANES; l++) any |= carried[l];
+  for (; i < count; i++) {
+    out[i] = ust_bf16_to_f32(load_u16(data + 2 * i));
+    any |= (uint16_t)((load_u16(data + 2 * i) & 0x7f80u) + 0x80);
+  }
+  return !(any & 0x8000);
 }
 
 static void decode_runs(ust_format format, const unsigned char *block, float *out) {
@@ -136,15 +167,16 @@ bool ust_weights_bytes(ust_type type, uint64_t elements, uint64_t *bytes) {
   return ust_mul(elements / (uint64_t)types[i].elements, (uint64_t)types[i].bytes, bytes);
 }
 
-void ust_weights_decode(ust_type type, const unsigned char *data, size_t count, float *out) {
+bool ust_weights_decode(ust_type type, const unsigned char *data, size_t count, float *out) {
+  if (type == UST_TYPE_F32) return decode_f32(data, count, out);
+  if (type == UST_TYPE_F16) return decode_f16(data, count, out);
+  if (type == UST_TYPE_BF16) return decode_bf16(data, count, out);
   int i = index_of(type);
   size_t elements = (size_t)types[i].elements, bytes = (size_t)types[i].bytes;
-  if (type == UST_TYPE_F32)
-    memcpy(out, data, count * sizeof *out);
-  else if (type == UST_TYPE_F16)
-    decode_f16(data, count, out);
-  else if (type == UST_TYPE_BF16)
-    decode_bf16(data, count, out);
-  else
-    for (; count > 0; count -= elements, data += bytes, out += elements) types[i].decode(data, out);
+  bool finite = true;
+  for (; count > 0; count -= elements, data += bytes, out += elements) {
+    types[i].decode(data, out);
+    for (size_t k = 0; k < elements; k++) finite &= isfinite(out[k]) != 0;
+  }
+  return finite;
 }

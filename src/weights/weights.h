@@ -61,10 +61,12 @@ understudy_status ust_weights_find(const ust_weights *weights, const char *name,
                                    const ust_tensor **tensor, understudy_error *err);
 bool ust_weights_has(const ust_weights *weights, const char *name);
 
-/* Rows [row, row+count) of the logical matrix as f32 [count, cols]. Any type. Thread-safe. */
+/* Rows [row, row+count) of the logical matrix as f32 [count, cols]. Any type. Thread-safe. An error when a value is
+ * infinite or not a number. */
 understudy_status ust_weights_read_rows(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
                                         uint64_t count, float *out, understudy_error *err);
-/* The same as blocks [count, cols / block], as they are stored, of a tensor of a quantised type. */
+/* The same as blocks [count, cols / block], as they are stored, of a tensor of Q8_0, Q4_0 or
+ * Q4_K. An error when a scale is infinite or not a number. */
 understudy_status ust_weights_read_blocks(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,
                                           uint64_t count, void *out, understudy_error *err);
 

@@ -32,6 +32,12 @@ run "another context"
 directory
 truncate -s -1 d/model.safetensors
 run "cut short"
+for at in 1000 420000; do # in the first matrix and the embedding
+  directory
+  poke d/model.safetensors $(($(wc -c <d/model.safetensors) - 493568 + at)) '\0\0\300\177'
+  run "a value that is no number"
+done
+check "and when it is rewritten" quantize d -o x.gguf --type q8_0
 directory
 rm d/tokenizer.json && : >d/merges.txt
 run "no merges"

@@ -235,6 +235,36 @@ static void attention_invariance(const ust_kernels *kernels) {
 }
 LEVEL_TEST(attention_invariance)
 
+static bool descends(const scene *s, int node, int from) {
+  while (node > from) node = s->parent[node];
+  return node == from;
+}
+
+/* A node whose keys and values are not numbers changes no row but its own and its descendants': a sibling that was
+ * rejected must leave no trace, whatever overflowed in it. */
+static void attention_apart(const ust_kernels *kernels) {
+  for (int trial = 0; trial < 40; trial++) {
+    scene s;
+    make_scene(kernels, &s, PICK_OF(16, 32, 64, 80));
+    const char *before = run_scene(kernels, &s);
+    int node = pick(0, s.nodes - 1);
+    for (int d = 0; d < s.head_dim; d++) {
+      size_t at = (size_t)(s.committed + node) * (size_t)s.head_dim + (size_t)d;
+      s.k[at] = PICK_OF(0, 1) ? NAN : INFINITY;
+      s.v[at] = PICK_OF(0, 1) ? NAN : -INFINITY;
+    }
+    const char *after = run_scene(kernels, &s);
+    for (int r = 0; r < s.rows; r++) {
+      size_t size = kernels->activation_size, at = ((size_t)r * s.out_stride + (size_t)(s.head * s.head_dim)) * size;
+      CHECK(descends(&s, s.node_of[r], node) || memcmp(before + at, after + at, (size_t)s.head_dim * size) == 0,
+            "%s: attention of head_dim %d, row %d of %d, keys %d, changed with node %d, which is none of its ancestors",
+            kernels->name, s.head_dim, r, s.rows, s.keys[r], node);
+    }
+    free_scene(&s);
+  }
+}
+LEVEL_TEST(attention_apart)
+
 /* A moved slot holds what storing there would have put, and nothing else changes. */
 static void kv_move_slots(const ust_kernels *kernels) {
   for (int trial = 0; trial < 20; trial++) {
@@ -268,6 +298,7 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(attention_reference_every_level),
       cmocka_unit_test(attention_invariance_every_level),
+      cmocka_unit_test(attention_apart_every_level),
       cmocka_unit_test(kv_move_slots_every_level),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,6 @@
 /* GGUF: what is written is read back, in every type and odd shapes; what cannot be written leaves no file. */
 #include <dirent.h>
+#include <fcntl.h>
 #include <float.h>
 #include <math.h>
 #include <signal.h>
@@ -216,6 +217,44 @@ static void values_that_do_not_fit(void **state) {
     }
 }
 
+/* An infinite or undefined value anywhere in a row, written behind the writer's back. */
+static void values_that_are_none(void **state) {
+  (void)state;
+  static const struct {
+    const char *name;
+    uint32_t bits[2];
+    size_t bytes;
+    uint64_t step;
+  } cases[] = {{"token_embd.weight", {0x7f800000, 0xffc00001}, 4, 1},
+               {"f16", {0xfc00, 0x7c01}, 2, 1},
+               {"long", {0x7f80, 0xffff}, 2, 1777}};
+  unlink(in_folder("b.gguf"));
+  write_shapes(in_folder("b.gguf"));
+  understudy_error err = {0};
+  ust_weights *w;
+  assert_int_equal(ust_weights_open(in_folder("b.gguf"), &w, &err), UNDERSTUDY_OK);
+  int file = open(in_folder("b.gguf"), O_RDWR);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const ust_tensor *t;
+    assert_int_equal(ust_weights_find(w, cases[i].name, 0, 0, &t, &err), UNDERSTUDY_OK);
+    float *row = malloc(t->cols * sizeof *row);
+    for (uint64_t at = 0; at < t->rows * t->cols; at += cases[i].step) {
+      uint32_t before;
+      off_t place = (off_t)(t->offset + at * cases[i].bytes);
+      pread(file, &before, cases[i].bytes, place);
+      pwrite(file, &cases[i].bits[at % 2], cases[i].bytes, place);
+      assert_int_equal(ust_weights_read_rows(w, t, at / t->cols, 1, row, &err), UNDERSTUDY_ERROR_FORMAT);
+      assert_non_null(strstr(err.message, cases[i].name));
+      assert_non_null(strstr(err.message, "expected finite numbers"));
+      assert_int_equal(ust_weights_read_rows(w, t, (at / t->cols + 1) % t->rows, 1, row, &err), UNDERSTUDY_OK);
+      pwrite(file, &before, cases[i].bytes, place);
+    }
+    free(row);
+  }
+  close(file);
+  ust_weights_close(w);
+}
+
 /* A disk that is full half-way: an error, and nothing left behind. A limit on the size of files stands for it. */
 static void full_disk(void **state) {
   (void)state;
@@ -259,8 +298,11 @@ static void cut_while_open(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip), cmocka_unit_test(writer_refuses),
-                                     cmocka_unit_test(values_that_do_not_fit), cmocka_unit_test(full_disk),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip),
+                                     cmocka_unit_test(writer_refuses),
+                                     cmocka_unit_test(values_that_do_not_fit),
+                                     cmocka_unit_test(values_that_are_none),
+                                     cmocka_unit_test(full_disk),
                                      cmocka_unit_test(cut_while_open)};
   return cmocka_run_group_tests_name("gguf", tests, make_folder, remove_folder);
 }

@@ -89,6 +89,56 @@ static void packed_as_read(void **state) {
   ust_weights_close(w);
 }
 
+/* The file with the f16 at `at` of a tensor's first block infinite: both ways of reading refuse it by name. */
+static void check_refused(const char *data, size_t size, const ust_tensor *tensor, uint64_t at) {
+  static const unsigned char infinite[2] = {0, 0x7c};
+  const char *path = in_folder("infinite.gguf");
+  FILE *file = fopen(path, "wb");
+  assert_non_null(file);
+  fwrite(data, 1, size, file);
+  fseek(file, (long)(tensor->offset + at), SEEK_SET);
+  fwrite(infinite, 1, sizeof infinite, file);
+  assert_int_equal(fclose(file), 0);
+  ust_weights *w;
+  const ust_tensor *t;
+  float values[512];
+  unsigned char blocks[2048];
+  understudy_error err = {0};
+  assert_int_equal(ust_weights_open(path, &w, &err), UNDERSTUDY_OK);
+  assert_int_equal(ust_weights_find(w, tensor->name, 0, 0, &t, &err), UNDERSTUDY_OK);
+  for (int as_blocks = 0; as_blocks < 2; as_blocks++) {
+    if (as_blocks && t->type != UST_TYPE_Q8_0 && t->type != UST_TYPE_Q4_0 && t->type != UST_TYPE_Q4_K) continue;
+    assert_int_equal(as_blocks ? ust_weights_read_blocks(w, t, 0, 1, blocks, &err)
+                               : ust_weights_read_rows(w, t, 0, 1, values, &err),
+                     UNDERSTUDY_ERROR_FORMAT);
+    assert_non_null(strstr(err.message, t->name));
+    assert_non_null(strstr(err.message, "expected finite numbers"));
+    assert_int_equal(ust_weights_read_rows(w, t, 1, 1, values, &err), UNDERSTUDY_OK);
+  }
+  ust_weights_close(w);
+}
+
+static void infinite_scales(void **state) {
+  (void)state;
+  ust_weights *w = open_blocks();
+  char path[512];
+  snprintf(path, sizeof path, "%s", ust_weights_path(w));
+  FILE *file = fopen(path, "rb");
+  assert_non_null(file);
+  fseek(file, 0, SEEK_END);
+  size_t size = (size_t)ftell(file);
+  fclose(file);
+  char *data = slurp("blocks.gguf", size);
+  for (size_t i = 1; i < ust_weights_count(w); i++) {
+    const ust_tensor *t = ust_weights_tensor(w, i);
+    check_refused(data, size, t, t->type == UST_TYPE_Q6_K ? 208 : 0);
+    if (t->type == UST_TYPE_Q4_1 || t->type == UST_TYPE_Q5_1 || t->type == UST_TYPE_Q4_K || t->type == UST_TYPE_Q5_K)
+      check_refused(data, size, t, 2);
+  }
+  free(data);
+  ust_weights_close(w);
+}
+
 static void q4_0_rounding(void **state) {
   (void)state;
   char *data = slurp("q4_0.bin", 64 * sizeof(float) + 2 * sizeof(ust_q4_block));
@@ -110,6 +160,6 @@ static void q4_0_rounding(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(values_of_every_type), cmocka_unit_test(packed_as_read),
-                                     cmocka_unit_test(q4_0_rounding)};
-  return cmocka_run_group_tests_name("quantised", tests, NULL, NULL);
+                                     cmocka_unit_test(infinite_scales), cmocka_unit_test(q4_0_rounding)};
+  return cmocka_run_group_tests_name("quantised", tests, make_folder, remove_folder);
 }
