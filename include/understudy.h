@@ -9,7 +9,8 @@
  * caller (NULL allowed) that receives one line saying what was found and what was expected. NULL where an object or a
  * place for a result is required is UNDERSTUDY_ERROR_ARGUMENT, and on failure objects to be created are NULL. The library
  * never exits, aborts, prints or reads the environment; its OpenMP runtime does end the process when threads cannot be
- * started. Calls need 256 kB of stack. */
+ * started. Calls need 256 kB of stack and the default floating-point environment (rounding to nearest, no traps). A child
+ * made by fork() must not call the library: OpenMP's threads are not in it, and it would wait for them. */
 #ifndef UNDERSTUDY_H
 #define UNDERSTUDY_H
 

@@ -86,7 +86,7 @@ understudy_status ust_input_slurp(const char *path, size_t limit, char **data, s
 
 /* A file being written: bytes go to a file beside `path` that has no name yet, or where that cannot be, to a temporary
  * file; it replaces `path` only in ust_writer_commit() (after fsync), so that a reader never sees half a file. The first
- * failure sticks: write calls may go unchecked until commit. */
+ * failure sticks: write calls may go unchecked until commit. A file that this process may not write is not replaced. */
 typedef struct ust_writer {
   FILE *stream;
   char *path, *temporary;
@@ -101,6 +101,8 @@ void ust_writer_write(ust_writer *writer, const void *data, size_t size);
 understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err);
 /* Throws away what was written. Harmless after commit. */
 void ust_writer_abandon(ust_writer *writer);
+/* Whether a file can be made at `path`, without a trace: to fail before an hour's work and not after it. */
+understudy_status ust_writer_check(const char *path, understudy_error *err);
 
 bool ust_is_directory(const char *path);
 /* Do both names lead to one regular file? */

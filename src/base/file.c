@@ -216,9 +216,10 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   writer->in_place = shared >= 0 || (old && !S_ISREG(info.st_mode)); /* a device or pipe must not be replaced */
   const bool circle = !old && errno == ELOOP;                        /* of links: stays one */
   const bool too_long = strlen(last_part(writer->path)) > NAME_MAX;  /* told now, not only when it is renamed */
+  const bool kept = old && shared < 0 && faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) != 0; /* protected by its owner */
   int fd = -1;
-  if (circle || too_long) {
-    errno = circle ? ELOOP : ENAMETOOLONG;
+  if (circle || too_long || kept) {
+    errno = circle ? ELOOP : too_long ? ENAMETOOLONG : EACCES;
   } else if (writer->in_place) {
     fd = shared >= 0 ? fcntl(shared, F_DUPFD_CLOEXEC, 0) : open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
   } else {
@@ -233,6 +234,17 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   if (fd >= 0) close(fd);
   ust_writer_abandon(writer);
   return io_error(err, path, "write", code);
+}
+
+understudy_status ust_writer_check(const char *path, understudy_error *err) {
+  struct stat info;
+  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode) &&
+      faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0)
+    return UNDERSTUDY_OK; /* opening a pipe and closing it would end its reader's input */
+  ust_writer writer;
+  UST_TRY(ust_writer_open(&writer, path, err));
+  ust_writer_abandon(&writer);
+  return UNDERSTUDY_OK;
 }
 
 void ust_writer_write(ust_writer *writer, const void *data, size_t size) {

@@ -69,13 +69,16 @@ static double bits_per_byte(const scored *s) {
   return s->nll / log(2) / (double)s->bytes;
 }
 
-/* A model with infinite or undefined weights gives no score. */
+/* A model whose sums overflow gives no score. */
 static understudy_status check_finite(const eval_options *o, const scored *s, understudy_error *err) {
   for (size_t i = 0; i < s->tokens; i++)
     if (!isfinite(s->logprobs[i]))
       return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
                        "%s: log-probability of token %zu: found %g, expected a finite number", o->models.model, i,
                        (double)s->logprobs[i]);
+  if (!isfinite(perplexity(s)))
+    return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: perplexity: found %g nats a token, expected at most 700",
+                     o->models.model, s->nll / (double)s->tokens);
   return UNDERSTUDY_OK;
 }
 

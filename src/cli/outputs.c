@@ -53,10 +53,5 @@ understudy_status ust_cli_check_output(const char *path, const ust_cli_models *m
   if (stat(path, &info) == 0 && S_ISREG(info.st_mode) && fstat(STDIN_FILENO, &given) == 0 &&
       given.st_dev == info.st_dev && given.st_ino == info.st_ino)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: is standard input, expected another file to write to", path);
-  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && access(path, W_OK) == 0)
-    return UNDERSTUDY_OK; /* opening a pipe and closing it would end its reader's input */
-  ust_writer writer;
-  UST_TRY(ust_writer_open(&writer, path, err));
-  ust_writer_abandon(&writer);
-  return UNDERSTUDY_OK;
+  return ust_writer_check(path, err);
 }

@@ -150,10 +150,11 @@ ALWAYS_INLINE void bf16_sums(int strips, int rows, bf16_strips of, ahead next, c
 
 /* Functions for each number of strips and of rows, so that sums stay in registers. */
 /* clang-format off */
-#define EVERY_GROUP(GROUP_OF)                                                                                          \
-  GROUP_OF(4, 1) GROUP_OF(2, 1)                                                                                        \
-  GROUP_OF(1, 1) GROUP_OF(1, 2) GROUP_OF(1, 3) GROUP_OF(1, 4) GROUP_OF(1, 5) GROUP_OF(1, 6)
-#define GROUP_TABLE(name)                                                                                              \
+#define INTEGER_GROUPS(GROUP_OF)                                                                                       \
+  GROUP_OF(4, 1) GROUP_OF(2, 1) GROUP_OF(1, 1) GROUP_OF(1, 2) GROUP_OF(1, 3) GROUP_OF(1, 4)
+#define EVERY_GROUP(GROUP_OF) INTEGER_GROUPS(GROUP_OF) GROUP_OF(1, 5) GROUP_OF(1, 6)
+#define INTEGER_TABLE(name) {{name(1, 1), name(1, 2), name(1, 3), name(1, 4)}, {name(2, 1)}, {name(4, 1)}}
+#define EVERY_TABLE(name)                                                                                              \
   {{name(1, 1), name(1, 2), name(1, 3), name(1, 4), name(1, 5), name(1, 6)}, {name(2, 1)}, {name(4, 1)}}
 /* clang-format on */
 enum { STRIP_COUNTS = 3 /* 1, 2, 4 */ };
@@ -166,7 +167,7 @@ enum { STRIP_COUNTS = 3 /* 1, 2, 4 */ };
   }
 EVERY_GROUP(BF16_GROUP)
 typedef void bf16_group(bf16_strips of, ahead next, const float *x, size_t x_stride, float *c, size_t c_stride);
-static bf16_group *const bf16_groups[STRIP_COUNTS][GROUP] = GROUP_TABLE(BF16_NAME);
+static bf16_group *const bf16_groups[STRIP_COUNTS][GROUP] = EVERY_TABLE(BF16_NAME);
 
 #include "kernel/avx2_integers.h"
 

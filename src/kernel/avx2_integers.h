@@ -115,7 +115,7 @@ ALWAYS_INLINE __m256i add_products(ust_format format, __m256i a, __m256i b) {
 /* t[strip][row][half] = or +=, the first time and after, the `i`th quad of a block that is multiplied: a line, or half of
  * its bits. */
 ALWAYS_INLINE void add_quad(ust_format format, int strips, int rows, int i, const char *lines, size_t apart,
-                            const int8_t *integers_at, __m256i (*t)[GROUP][2]) {
+                            const int8_t *integers_at, __m256i (*t)[INTEGER_GROUP][2]) {
   const int l = i * quantised_lines(format) / 8, quad = format == UST_FORMAT_Q8 ? i : l + i % 2 * 4;
 #pragma GCC unroll 4
   for (int s = 0; s < strips; s++) {
@@ -139,7 +139,7 @@ ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const c
                                 size_t head, const integers *x, int row, float *c, size_t c_stride) {
   const size_t first = integers_line(x, row);
   const char *pairs = strip + head;
-  __m256 sum[4][GROUP][2];
+  __m256 sum[4][INTEGER_GROUP][2];
 #pragma GCC unroll 4
   for (int s = 0; s < strips; s++)
 #pragma GCC unroll 6
@@ -148,7 +148,7 @@ ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const c
     const size_t at = first + (size_t)b * (size_t)x->height;
     const int8_t *integers_at = x->lines + at * UST_BLOCK;
     const char *scales = pairs + quantised_scales_at(format, b % 2), *lines = pairs + quantised_lines_at(format, b % 2);
-    __m256i t[4][GROUP][2];
+    __m256i t[4][INTEGER_GROUP][2];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
       if (strips == 1) _mm_prefetch(next.at + (size_t)(i / 2) * next.step + (i % 2 ? next.apart : 0), _MM_HINT_T0);
@@ -190,13 +190,14 @@ ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const c
 #define Q4_GROUP(strips, rows) INTEGER_GROUP_OF(Q4, strips, rows)
 #define Q4K_NAME(strips, rows) INTEGER_NAME(Q4K, strips, rows)
 #define Q4K_GROUP(strips, rows) INTEGER_GROUP_OF(Q4K, strips, rows)
-EVERY_GROUP(Q8_GROUP)
-EVERY_GROUP(Q4_GROUP)
-EVERY_GROUP(Q4K_GROUP)
+INTEGER_GROUPS(Q8_GROUP)
+INTEGER_GROUPS(Q4_GROUP)
+INTEGER_GROUPS(Q4K_GROUP)
 typedef void integer_group(const char *strip, size_t apart, ahead next, size_t head, const integers *x, int row,
                            float *c, size_t c_stride);
-static integer_group *const integer_groups[][STRIP_COUNTS][GROUP] = {[UST_FORMAT_Q8] = GROUP_TABLE(Q8_NAME),
-                                                                     [UST_FORMAT_Q4] = GROUP_TABLE(Q4_NAME),
-                                                                     [UST_FORMAT_Q4K] = GROUP_TABLE(Q4K_NAME)};
+static integer_group *const integer_groups[][STRIP_COUNTS][INTEGER_GROUP] = {[UST_FORMAT_Q8] = INTEGER_TABLE(Q8_NAME),
+                                                                             [UST_FORMAT_Q4] = INTEGER_TABLE(Q4_NAME),
+                                                                             [UST_FORMAT_Q4K] =
+                                                                                 INTEGER_TABLE(Q4K_NAME)};
 
 #endif

@@ -8,7 +8,8 @@
 #include "measure/measure.h"
 
 enum {
-  READ_BYTES = 512 << 20, /* far beyond any last-level cache share */
+  READ_BYTES = 512 << 20, /* far beyond any last-level cache share; where memory is short, */
+  READ_BYTES_LEAST = 128 << 20,
   LINE = 64,
   BEST_WAYS = 3, /* ways of reading that run again */
   BEST_ROUNDS = 4,
@@ -50,8 +51,8 @@ static uint64_t read_streams(const char *data, size_t size, const way *how) {
   return fold;
 }
 
-static void read_once(const char *data, int threads, way *how, uint64_t *sink) {
-  size_t share = READ_BYTES / (size_t)threads / LINE * LINE;
+static void read_once(const char *data, size_t bytes, int threads, way *how, uint64_t *sink) {
+  size_t share = bytes / (size_t)threads / LINE * LINE;
   uint64_t fold = 0, begin = ust_clock_ns();
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(^ : fold)
   for (int t = 0; t < threads; t++) fold ^= read_streams(data + (size_t)t * share, share, how);
@@ -67,18 +68,20 @@ static int faster(const void *a, const void *b) {
 
 /* Every way once, then the fastest ways in turn. */
 static understudy_status measure_reading(int threads, double *gb_per_s, understudy_error *err) {
-  char *data = ust_alloc(READ_BYTES); /* zeroed: every page is really there */
-  if (!data) return ust_error_memory(err, READ_BYTES, "measuring memory");
+  size_t bytes = READ_BYTES;
+  char *data; /* zeroed: every page is really there */
+  while (!(data = ust_alloc(bytes)) && bytes > READ_BYTES_LEAST) bytes /= 2;
+  if (!data) return ust_error_memory(err, bytes, "measuring memory");
   static volatile uint64_t kept;
   uint64_t sink = 0;
   way ways[WAYS];
   for (int i = 0; i < WAYS; i++) {
     ways[i] = (way){stream_counts[i / DISTANCES], distances[i % DISTANCES], 0};
-    read_once(data, threads, &ways[i], &sink);
+    read_once(data, bytes, threads, &ways[i], &sink);
   }
   qsort(ways, WAYS, sizeof *ways, faster);
   for (int round = 0; round < BEST_ROUNDS; round++)
-    for (int i = 0; i < BEST_WAYS; i++) read_once(data, threads, &ways[i], &sink);
+    for (int i = 0; i < BEST_WAYS; i++) read_once(data, bytes, threads, &ways[i], &sink);
   *gb_per_s = 0;
   for (int i = 0; i < BEST_WAYS; i++) *gb_per_s = fmax(*gb_per_s, ways[i].gb_per_s);
   kept = sink;

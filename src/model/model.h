@@ -24,8 +24,8 @@ uint64_t ust_model_parameters(const ust_model *model);
 uint64_t ust_model_weight_bytes(const ust_model *model);
 /* Bytes of keys and values of one position, all layers. */
 uint64_t ust_model_kv_bytes(const ust_model *model);
-/* Arithmetic of one row at a position with `keys` keys. */
-double ust_model_row_flop(const ust_model *model, int keys);
+/* Arithmetic of a pass over `rows` rows with `keys` keys, of which `wanted` give logits. */
+double ust_model_pass_flop(const ust_model *model, int rows, int wanted, int keys);
 int ust_model_threads(const ust_model *model);
 
 /* Room for `context` committed tokens plus UST_TREE_NODES; a pass takes at most max_rows rows. */

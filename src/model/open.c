@@ -268,8 +268,8 @@ uint64_t ust_model_kv_bytes(const ust_model *m) {
   return (uint64_t)block / UST_KV_BLOCK * (uint64_t)c->heads * (uint64_t)c->layers;
 }
 
-double ust_model_row_flop(const ust_model *m, int keys) {
+double ust_model_pass_flop(const ust_model *m, int rows, int wanted, int keys) {
   const ust_config *c = &m->config;
   double layer = 2.0 * c->width * (4.0 * c->width + 2.0 * c->feed_forward) + 4.0 * c->width * keys;
-  return c->layers * layer + 2.0 * c->width * c->vocabulary;
+  return rows * c->layers * layer + wanted * 2.0 * c->width * c->vocabulary;
 }

@@ -269,7 +269,7 @@ static void target_pass(ust_decoder *d, const int32_t *nodes, int rows) {
   d->stats.target_rows += (uint64_t)rows;
   d->stats.target_seconds += seconds;
   d->stats.bytes += (double)ust_model_weight_bytes(target) + (double)ust_model_kv_bytes(target) * keys;
-  d->stats.flop += rows * ust_model_row_flop(target, keys);
+  d->stats.flop += ust_model_pass_flop(target, rows, rows, keys);
   ust_cost_observe(&d->planner.target_cost, rows, seconds);
 }
 

@@ -42,19 +42,21 @@ void ust_draft_reset(ust_draft_stage *stage) {
   stage->pending = 0;
 }
 
-/* Books a pass over `rows` rows, the last of which saw `keys` keys. */
-static void account(ust_draft_stage *stage, int rows, int keys, uint64_t start) {
+/* Books a pass over `rows` rows, the last of which saw `keys` keys; `wanted` of them gave logits. */
+static void account(ust_draft_stage *stage, int rows, int wanted, int keys, uint64_t start) {
   stage->work.passes++;
   stage->work.rows += (uint64_t)rows;
   stage->work.seconds += ust_seconds_since(start);
   stage->work.bytes += (double)ust_model_weight_bytes(stage->model) + (double)ust_model_kv_bytes(stage->model) * keys;
-  stage->work.flop += rows * ust_model_row_flop(stage->model, keys);
+  stage->work.flop += ust_model_pass_flop(stage->model, rows, wanted, keys);
 }
 
 static void pass(ust_draft_stage *stage, const int32_t *tokens, const int32_t *parents, int rows, const bool *want) {
   uint64_t start = ust_clock_ns();
   ust_model_forward(stage->timeline, tokens, parents, rows, want, stage->logits);
-  account(stage, rows, ust_timeline_committed(stage->timeline) + ust_timeline_nodes(stage->timeline), start);
+  int wanted = want ? 0 : rows;
+  for (int i = 0; want && i < rows; i++) wanted += want[i];
+  account(stage, rows, wanted, ust_timeline_committed(stage->timeline) + ust_timeline_nodes(stage->timeline), start);
 }
 
 /* Ranks the logits of `count` rows, whose next tokens would stand behind before[]. */
@@ -85,7 +87,7 @@ void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
     uint64_t start = ust_clock_ns();
     int rows = UST_MIN(PROMPT_ROWS, history->count - 1 - have);
     ust_timeline_append(stage->timeline, history->tokens + have, rows, NULL);
-    account(stage, rows, have + rows, start);
+    account(stage, rows, 0, have + rows, start);
   }
 }
 

@@ -2,7 +2,6 @@
  * the weights; now and then it measures the held-out text and writes a checkpoint. */
 #include <math.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 
 #include "train/internal.h"
 
@@ -55,21 +54,11 @@ static int sequences_of_step(const ust_train_options *o) {
   return o->batch / UST_TRAIN_WINDOW;
 }
 
-/* Fails now rather than after the last step. */
-static understudy_status check_writable(const char *path, understudy_error *err) {
-  ust_writer writer;
-  struct stat info;
-  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) return UNDERSTUDY_OK; /* a device */
-  UST_TRY(ust_writer_open(&writer, path, err));
-  ust_writer_abandon(&writer);
-  return UNDERSTUDY_OK;
-}
-
 static understudy_status open_run(ust_train_run *run, understudy_error *err) {
   const ust_train_options *o = run->options;
-  UST_TRY(check_writable(o->output, err));
-  if (o->checkpoint) UST_TRY(check_writable(o->checkpoint, err));
-  if (o->log) UST_TRY(check_writable(o->log, err));
+  UST_TRY(ust_writer_check(o->output, err));
+  if (o->checkpoint) UST_TRY(ust_writer_check(o->checkpoint, err));
+  if (o->log) UST_TRY(ust_writer_check(o->log, err));
   run->config = make_config(o);
   int micro = UST_MIN(MICRO, sequences_of_step(o));
   UST_TRY(ust_gpt2_train_create(&run->config, o->kernels, UST_FORMAT_BF16, UST_TRAIN_WINDOW, micro, o->threads, true,

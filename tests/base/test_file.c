@@ -112,6 +112,30 @@ static void links_and_modes_stay(void **unused) {
   unlink("out");
 }
 
+/* A file its owner has made read-only is kept, though its folder would let another take its name. (Root may write
+ * everything, so it becomes somebody else meanwhile.) */
+static void protected_files_stay(void **unused) {
+  (void)unused;
+  ust_writer writer;
+  understudy_error err;
+  const uid_t user = geteuid();
+  write_text(&writer, "out", "kept");
+  assert_int_equal(ust_writer_commit(&writer, NULL), UNDERSTUDY_OK);
+  assert_int_equal(chmod("out", 0444), 0);
+  assert_int_equal(chmod(".", 0777), 0);
+  if (user == 0) assert_int_equal(seteuid(65534), 0);
+  const understudy_status opened = ust_writer_open(&writer, "out", &err), checked = ust_writer_check("out", NULL),
+                          beside = ust_writer_check("other", NULL);
+  if (user == 0) assert_int_equal(seteuid(0), 0);
+  assert_int_equal(opened, UNDERSTUDY_ERROR_IO);
+  assert_string_equal(err.message, "out: cannot write: Permission denied");
+  assert_int_equal(checked, UNDERSTUDY_ERROR_IO);
+  assert_int_equal(beside, UNDERSTUDY_OK);
+  expect_text("out", "kept");
+  assert_int_equal(files_left(), 1);
+  unlink("out");
+}
+
 /* Told when a file is opened, not when all is written. */
 static void impossible_names(void **unused) {
   (void)unused;
@@ -153,11 +177,9 @@ static void places(void **unused) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(leftovers_do_no_harm),
-      cmocka_unit_test(two_writers_of_one_file),
-      cmocka_unit_test(links_and_modes_stay),
-      cmocka_unit_test(impossible_names),
-      cmocka_unit_test(places),
+      cmocka_unit_test(leftovers_do_no_harm), cmocka_unit_test(two_writers_of_one_file),
+      cmocka_unit_test(links_and_modes_stay), cmocka_unit_test(protected_files_stay),
+      cmocka_unit_test(impossible_names),     cmocka_unit_test(places),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
