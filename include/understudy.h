@@ -2,15 +2,16 @@
  *
  * The public API of libunderstudy. Two opaque objects:
  *   engine   opened models, packed weights, tokenizer: immutable after opening, shared between threads;
- *   session  one timeline of text: KV cache, token tree, statistics: used by one thread at a time, and not by the callbacks
- *            it calls: these may ask its length and statistics, nothing else.
+ *   session  one timeline of text: KV cache, token tree, statistics: used by one thread at a time, and not by the
+ *            callbacks it calls: these may ask its length and statistics, nothing else.
  *
  * Every function that can fail returns an understudy_status and takes, last, an understudy_error owned by the
  * caller (NULL allowed) that receives one line saying what was found and what was expected. NULL where an object or a
- * place for a result is required is UNDERSTUDY_ERROR_ARGUMENT, and on failure objects to be created are NULL. The library
- * never exits, aborts, prints or reads the environment; its OpenMP runtime does end the process when threads cannot be
- * started. Calls need 256 kB of stack and the default floating-point environment (rounding to nearest, no traps). A child
- * made by fork() must not call the library: OpenMP's threads are not in it, and it would wait for them. */
+ * place for a result is required is UNDERSTUDY_ERROR_ARGUMENT, and on failure objects to be created are NULL. The
+ * library never exits, aborts, prints or reads the environment; its OpenMP runtime does end the process when threads
+ * cannot be started. Calls need 256 kB of stack and the default floating-point environment (rounding to nearest, no
+ * traps). A child made by fork() must not call the library: OpenMP's threads are not in it, and it would wait for
+ * them. */
 #ifndef UNDERSTUDY_H
 #define UNDERSTUDY_H
 
@@ -159,8 +160,8 @@ UNDERSTUDY_API understudy_status understudy_session_prompt(understudy_session *s
                                                            size_t count, understudy_progress_fn progress,
                                                            void *user, understudy_error *err);
 
-/* Tokens in the timeline: the prompt's and those generated (in a token callback, those of earlier steps). At the engine's
- * context it is full. */
+/* Tokens in the timeline: the prompt's and those generated (in a token callback, those of earlier steps). At the
+ * engine's context it is full. */
 UNDERSTUDY_API size_t understudy_session_length(const understudy_session *session);
 
 /* Generates up to `max_tokens` tokens, fewer at a full context, when `token` returns true, or else at the end token

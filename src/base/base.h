@@ -83,10 +83,13 @@ understudy_status ust_file_slurp(const char *path, size_t limit, char **data, si
 /* The same for text a user hands over: pipes and terminals are read to their end (and waited for). `path` "-" is
  * standard input. */
 understudy_status ust_input_slurp(const char *path, size_t limit, char **data, size_t *size, understudy_error *err);
+/* Adds what is left to read of `fd`, at most `limit` bytes; `name` is for errors. */
+understudy_status ust_read_to_end(int fd, const char *name, size_t limit, ust_buffer *out, understudy_error *err);
 
 /* A file being written: bytes go to a file beside `path` that has no name yet, or where that cannot be, to a temporary
- * file; it replaces `path` only in ust_writer_commit() (after fsync), so that a reader never sees half a file. The first
- * failure sticks: write calls may go unchecked until commit. A file that this process may not write is not replaced. */
+ * file; it replaces `path` only in ust_writer_commit() (after fsync), so that a reader never sees half a file. The
+ * first failure sticks: write calls may go unchecked until commit. A file that this process may not write is not
+ * replaced. */
 typedef struct ust_writer {
   FILE *stream;
   char *path, *temporary;
@@ -111,8 +114,8 @@ bool ust_same_file(const char *a, const char *b);
 bool ust_same_place(const char *a, const char *b);
 /* The last part of `path` if it names a place in `directory`, else NULL. */
 const char *ust_name_in(const char *path, const char *directory);
-/* Where a path's symbolic links lead, to something or to nothing yet, so that the file there is replaced and not the link;
- * the caller frees it. NULL: no memory. */
+/* Where a path's symbolic links lead, to something or to nothing yet, so that the file there is replaced and not the
+ * link; the caller frees it. NULL: no memory. */
 char *ust_followed(const char *path);
 
 /* ---- hash ---- */

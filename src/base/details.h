@@ -27,8 +27,8 @@ typedef struct ust_tally {
 /* Sums since the session's statistics were reset. */
 typedef struct ust_details {
   ust_tally depth[UST_DETAIL_DEPTHS];                   /* candidates the target scored, by depth in the tree */
-  ust_tally rank[UST_DETAIL_ORIGINS][UST_DETAIL_RANKS]; /* by origin and rank: a stage's candidates at the places where
-                                                            the target chose, scored or not, and how often it was they */
+  ust_tally rank[UST_DETAIL_ORIGINS][UST_DETAIL_RANKS]; /* by origin and rank: a stage's candidates where the target
+                                                           chose, scored or not, and how often it was they */
   uint64_t rows[UST_DETAIL_ROWS];                       /* target passes by number of rows */
   double row_seconds[UST_DETAIL_ROWS];                  /* that they took */
   double text_seconds;                                  /* the text stage's look-ups */

@@ -93,7 +93,7 @@ understudy_status ust_file_slurp(const char *path, size_t limit, char **data, si
   return status;
 }
 
-static understudy_status read_to_end(int fd, const char *name, size_t limit, ust_buffer *out, understudy_error *err) {
+understudy_status ust_read_to_end(int fd, const char *name, size_t limit, ust_buffer *out, understudy_error *err) {
   char chunk[1 << 16];
   for (;;) {
     ssize_t got = read(fd, chunk, sizeof chunk);
@@ -102,9 +102,8 @@ static understudy_status read_to_end(int fd, const char *name, size_t limit, ust
     if (got > 0 && out->size + (size_t)got > limit)
       return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: found more than %zu bytes, expected at most that", name,
                        limit);
-    bool room = got ? ust_buffer_append(out, chunk, (size_t)got) : ust_buffer_append(out, "", 1);
-    if (!room) return ust_error_memory(err, out->size, name);
     if (got == 0) return UNDERSTUDY_OK;
+    if (!ust_buffer_append(out, chunk, (size_t)got)) return ust_error_memory(err, out->size, name);
   }
 }
 
@@ -114,8 +113,9 @@ understudy_status ust_input_slurp(const char *path, size_t limit, char **data, s
   int fd = standard_input ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return io_error(err, name, "open", errno);
   ust_buffer bytes = {0};
-  understudy_status status = read_to_end(fd, name, limit, &bytes, err);
+  understudy_status status = ust_read_to_end(fd, name, limit, &bytes, err);
   if (!standard_input) close(fd);
+  if (status == UNDERSTUDY_OK && !ust_buffer_append(&bytes, "", 1)) status = ust_error_memory(err, bytes.size, name);
   if (status != UNDERSTUDY_OK) {
     ust_buffer_free(&bytes);
     return status;

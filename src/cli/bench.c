@@ -11,6 +11,7 @@ enum { MODES = 3, LANES = MODES + UST_VARIANTS - 1 };
 /* Experiments by their names in --variants and in the report. */
 static const char *const variant_names[UST_VARIANTS] = {NULL,          "chain",   "tree",     "no-context",
                                                         "independent", "context", "likeliest"};
+#define VARIANT_NAMES "chain, tree, no-context, independent, context, likeliest"
 
 typedef struct bench_options {
   ust_cli_models models;
@@ -97,23 +98,16 @@ static bool same_text(const lane *a, const lane *b) {
   return a->count == b->count && (a->count == 0 || memcmp(a->tokens, b->tokens, a->count * sizeof *a->tokens) == 0);
 }
 
-/* Prompt `index` as tokens: the end-of-text token if it has none. */
 static understudy_status tokenize(bench *b, size_t index, understudy_error *err) {
   understudy_engine_info info;
   understudy_engine_get_info(b->engine, &info);
   const ust_text *prompt = &b->prompts.items[index];
   tokenized *t = &b->tokenized[index];
-  UST_TRY(understudy_tokenize(b->engine, prompt->data, prompt->size, false, &t->tokens, &t->count, err));
-  if (t->count == 0 && info.end_token >= 0) {
-    understudy_free(t->tokens);
-    t->tokens = ust_alloc(sizeof *t->tokens);
-    if (!t->tokens) return ust_error_memory(err, sizeof *t->tokens, "a prompt");
-    *t->tokens = info.end_token;
-    t->count = 1;
-  }
-  if (t->count == 0)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: prompt %zu: found no tokens, expected some text",
-                     b->options->prompts, index + 1);
+  understudy_error problem;
+  understudy_status status =
+      ust_cli_prompt_tokens(b->engine, prompt->data, prompt->size, &t->tokens, &t->count, &problem);
+  if (status != UNDERSTUDY_OK)
+    return ust_error(err, status, "%s: prompt %zu: %.300s", b->options->prompts, index + 1, problem.message);
   if (t->count > (size_t)info.context)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: prompt %zu: %zu tokens, expected at most %d (the context)",
                      b->options->prompts, index + 1, t->count, info.context);
@@ -258,9 +252,7 @@ int ust_cli_bench(int argc, char **argv) {
                 "JSON lines with a 'prompt' field, plain or gzip, or one prompt as plain text"),
        .required = true},
       {UST_INT("limit", 0, &o.limit, "K", "the first K prompts only [all]", 1, UST_INT_MOST)},
-      {UST_TEXT(
-          "variants", 0, &o.variants, "LIST",
-          "experiments to run beside, separated by commas: chain, tree, no-context, independent, context, likeliest")},
+      {UST_TEXT("variants", 0, &o.variants, "LIST", "experiments to run beside, separated by commas: " VARIANT_NAMES)},
       UST_OPTIONS_TOKENS(&o.tokens, "most tokens to write for each prompt [128]", 1),
       UST_OPTIONS_SAMPLING(&o.sampling),
       UST_OPTIONS_CONTEXT(&o.models, UST_HELP_CONTEXT),
@@ -295,10 +287,7 @@ int ust_cli_bench(int argc, char **argv) {
   int length;
   const char *unknown = unknown_variant(o.variants, &length);
   if (unknown)
-    return ust_cli_usage("bench",
-                         "--variants: found '%.*s', expected some of chain, tree, no-context, independent, "
-                         "context, likeliest",
-                         length, unknown);
+    return ust_cli_usage("bench", "--variants: found '%.*s', expected some of " VARIANT_NAMES, length, unknown);
   ust_cli_set_quiet(o.quiet);
   ust_cli_catch_signals();
   bench b = {.options = &o};

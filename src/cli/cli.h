@@ -151,6 +151,11 @@ int ust_cli_finish(int code);
 bool ust_cli_text(const char *command, int argc, char **argv, int first, const char *file, char **text, size_t *length,
                   int *code);
 
+/* A prompt's tokens, freed with understudy_free(). An empty one is the model's end-of-text token, which separates texts
+ * in training; an error where there is none. */
+understudy_status ust_cli_prompt_tokens(const understudy_engine *engine, const char *text, size_t length,
+                                        int32_t **tokens, size_t *count, understudy_error *err);
+
 typedef struct ust_prompts {
   ust_text *items;
   size_t count;
@@ -192,8 +197,8 @@ understudy_status ust_cli_machine(const ust_cli_models *models, const ust_kernel
                                   understudy_error *err);
 /* What b counts beyond a: the part of sums that came since. */
 understudy_stats ust_cli_stats_since(const understudy_stats *a, const understudy_stats *b);
-/* Writes the report (docs/architecture.md), after measuring the machine. The fields of `answer` (taken over, NULL: none)
- * are added to it. */
+/* Writes the report (docs/architecture.md), after measuring the machine. The fields of `answer` (taken over, NULL:
+ * none) are added to it. */
 understudy_status ust_cli_write_report(const char *path, const understudy_engine *engine, const ust_cli_models *models,
                                        const understudy_sampling *sampling, const ust_mode_result *results, int count,
                                        bool identical, json_t *answer, understudy_error *err);
@@ -204,8 +209,8 @@ understudy_status ust_cli_write_json(const char *path, json_t *root, understudy_
 
 /* ---- outputs.c ---- */
 
-/* Fails now, not after an hour's work, when a file cannot be made at `path` (NULL: nothing to make), or would replace one
- * of the models or `input` (NULL: none). */
+/* Fails now, not after an hour's work, when a file cannot be made at `path` (NULL: nothing to make), or would replace
+ * one of the models or `input` (NULL: none). */
 understudy_status ust_cli_check_output(const char *path, const ust_cli_models *models, const char *input,
                                        understudy_error *err);
 /* Fails when writing `output` would replace `input`, or a part of it, which the command reads (either may be NULL). */
@@ -237,8 +242,8 @@ void ust_cli_sha256_finish(ust_sha256 *sha, char hex[65]);
 /* Whether the arguments ask for a prediction from a file (ust_cli_predict) and not for a run. */
 bool ust_cli_predicts_only(int argc, char **argv);
 int ust_cli_predict(int argc, char **argv);
-/* False, with the usage error reported, when `device` is not one, or there is no file that can hold the run. A `device` of
- * NULL asks for nothing. */
+/* False, with the usage error reported, when `device` is not one, or there is no file that can hold the run. A `device`
+ * of NULL asks for nothing. */
 bool ust_cli_check_predict(const char *device, const char *file, int *code);
 /* Prints what the run recorded in `bench` would give on `device`; nothing when `device` is NULL. */
 understudy_status ust_cli_print_prediction(const char *device, const char *bench, understudy_error *err);

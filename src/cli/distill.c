@@ -14,10 +14,10 @@ int ust_cli_distill(int argc, char **argv) {
                "of the context. A run may be made longer or shorter on its way: the rate falls towards the "
                "new --steps from then on.",
       .example = "understudy distill --teacher target.gguf --corpus train.txt \\\n    --steps 1000 -o draft.gguf"};
-  ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(128, 2, 2);
+  ust_cli_training cli = UST_CLI_TRAINING(128, 2, 2);
   const ust_option options[] = {
       {UST_TEXT("teacher", 0, &cli.teacher, "T", "a GGUF file or a Hugging Face directory"), .required = true},
-      UST_TRAIN_CLI_OPTIONS(&cli, 128, 2, 2),
+      UST_OPTIONS_TRAINING(&cli, 128, 2, 2),
       {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "where to find it [the teacher's own]")},
       UST_OPTIONS_END,
   };
@@ -32,7 +32,7 @@ int ust_cli_distill(int argc, char **argv) {
     cli.tokenizer_weights = weights;
   }
   cli.options.teacher = weights;
-  code = ust_train_cli_run(&cli);
+  code = ust_cli_run_training(&cli);
   ust_weights_close(weights);
   return code;
 }

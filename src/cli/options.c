@@ -188,8 +188,8 @@ static int parse_failure(const char *command, const struct option *longs, int fo
   return ust_cli_usage(command, "unknown option '%.120s'", argv[optind - 1]);
 }
 
-/* The long option getopt has just read, as it was written, when that is not its whole name; NULL: it is. getopt takes any
- * beginning, --mode for --model where a command has no --mode. */
+/* The long option getopt has just read, as it was written, when that is not its whole name; NULL: it is. getopt takes
+ * any beginning, --mode for --model where a command has no --mode. */
 static const char *abbreviation(const char *name, char **argv) {
   const char *word = optarg && optarg == argv[optind - 1] ? argv[optind - 2] : argv[optind - 1];
   const size_t length = strlen(name);

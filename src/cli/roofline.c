@@ -162,11 +162,6 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   return UNDERSTUDY_OK;
 }
 
-static bool drawable(const char *path) {
-  size_t length = strlen(path);
-  return length > 4 && (strcmp(path + length - 4, ".svg") == 0 || strcmp(path + length - 4, ".png") == 0);
-}
-
 int ust_cli_roofline(int argc, char **argv) {
   roofline_options o = {0};
   const ust_option options[] = {
@@ -194,7 +189,7 @@ int ust_cli_roofline(int argc, char **argv) {
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code)) return code;
   if (!ust_cli_no_more("roofline", argc, argv, optind, &code)) return code;
-  if (o.output && !drawable(o.output))
+  if (o.output && !ust_measure_drawable(o.output))
     return ust_cli_usage("roofline", "--output: found '%.120s', expected a name that ends in .svg or .png", o.output);
   understudy_error err = {0};
   if (o.device_text && ust_measure_device(o.device_text, &o.device, &err) != UNDERSTUDY_OK)

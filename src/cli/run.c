@@ -114,24 +114,12 @@ static bool same_place(void) {
   return isatty(STDERR_FILENO) && S_ISFIFO(out.st_mode);
 }
 
-/* An empty prompt starts from the end-of-text token, which is what separates texts in training. */
 static understudy_status feed_prompt(const understudy_engine *engine, understudy_session *session, const char *text,
                                      size_t length, understudy_error *err) {
-  understudy_engine_info info;
-  understudy_engine_get_info(engine, &info);
   int32_t *tokens = NULL;
   size_t count = 0;
-  UST_TRY(understudy_tokenize(engine, text, length, false, &tokens, &count, err));
-  understudy_status status;
-  if (count) {
-    status = understudy_session_prompt(session, tokens, count, ust_cli_progress, NULL, err);
-  } else if (info.end_token >= 0) {
-    int32_t start = info.end_token;
-    status = understudy_session_prompt(session, &start, 1, ust_cli_progress, NULL, err);
-  } else {
-    status = ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
-                       "the prompt is empty, expected some text: this model has no end-of-text token to start from");
-  }
+  UST_TRY(ust_cli_prompt_tokens(engine, text, length, &tokens, &count, err));
+  understudy_status status = understudy_session_prompt(session, tokens, count, ust_cli_progress, NULL, err);
   understudy_free(tokens);
   ust_cli_progress_clear();
   return status;

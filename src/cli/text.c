@@ -41,20 +41,25 @@ bool ust_cli_text(const char *command, int argc, char **argv, int first, const c
   return false;
 }
 
-/* ---- prompt sets ---- */
-
-static understudy_status read_all(int fd, const char *path, ust_buffer *out, understudy_error *err) {
-  static char chunk[1 << 16];
-  for (;;) {
-    ssize_t got = read(fd, chunk, sizeof chunk);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot read: %s", path, strerror(errno));
-    if (got == 0) return UNDERSTUDY_OK;
-    if (out->size + (size_t)got > TEXT_LIMIT)
-      return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: unpacks to more than %d bytes", path, TEXT_LIMIT);
-    if (!ust_buffer_append(out, chunk, (size_t)got)) return ust_error_memory(err, out->size, path);
-  }
+understudy_status ust_cli_prompt_tokens(const understudy_engine *engine, const char *text, size_t length,
+                                        int32_t **tokens, size_t *count, understudy_error *err) {
+  understudy_engine_info info;
+  understudy_engine_get_info(engine, &info);
+  UST_TRY(understudy_tokenize(engine, text, length, false, tokens, count, err));
+  if (*count) return UNDERSTUDY_OK;
+  understudy_free(*tokens);
+  *tokens = NULL;
+  if (info.end_token < 0)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
+                     "the prompt is empty, expected some text: this model has no end-of-text token to start from");
+  *tokens = malloc(sizeof **tokens);
+  if (!*tokens) return ust_error_memory(err, sizeof **tokens, "a prompt");
+  **tokens = info.end_token;
+  *count = 1;
+  return UNDERSTUDY_OK;
 }
+
+/* ---- prompt sets ---- */
 
 /* The bytes as a file without a name, at its beginning; -1: there is no room. */
 static int nameless_file(const char *data, size_t size) {
@@ -94,7 +99,7 @@ static understudy_status gunzip(const char *path, const char *data, size_t size,
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "%s: is gzip, and the program gzip cannot be started: %s", path,
                      strerror(failure));
   }
-  understudy_status status = read_all(ends[0], path, out, err);
+  understudy_status status = ust_read_to_end(ends[0], path, TEXT_LIMIT, out, err);
   close(ends[0]);
   int result = 0;
   while (waitpid(child, &result, 0) < 0 && errno == EINTR) {

@@ -31,7 +31,7 @@ static bool asked_to_stop(void *user) {
 }
 
 /* Nothing a run reads may be what it writes, and nothing is written twice. */
-static understudy_status check_outputs(const ust_train_cli *cli, understudy_error *err) {
+static understudy_status check_outputs(const ust_cli_training *cli, understudy_error *err) {
   const ust_train_options *o = &cli->options;
   const char *inputs[] = {o->corpus, o->heldout, cli->tokenizer, cli->teacher};
   const char *outputs[] = {o->output, o->checkpoint, o->log};
@@ -40,7 +40,7 @@ static understudy_status check_outputs(const ust_train_cli *cli, understudy_erro
   return ust_cli_check_distinct(outputs, 3, err);
 }
 
-int ust_train_cli_run(ust_train_cli *cli) {
+int ust_cli_run_training(ust_cli_training *cli) {
   ust_train_options *o = &cli->options;
   understudy_error err;
   ust_tokenizer *tokenizer = NULL;
@@ -91,14 +91,14 @@ int ust_cli_train(int argc, char **argv) {
       .notes = "Training windows are 256 tokens long and lie at random positions of the context. A run may be made "
                "longer or shorter on its way: the rate falls towards the new --steps from then on.",
       .example = "understudy train --corpus train.txt --tokenizer gpt2/ \\\n    --checkpoint run.ckpt -o small.gguf"};
-  ust_train_cli cli = UST_TRAIN_CLI_DEFAULTS(320, 10, 5);
+  ust_cli_training cli = UST_CLI_TRAINING(320, 10, 5);
   const ust_option options[] = {
       {UST_TEXT("tokenizer", 0, &cli.tokenizer, "PATH", "a GGUF file or a Hugging Face directory"), .required = true},
-      UST_TRAIN_CLI_OPTIONS(&cli, 320, 10, 5),
+      UST_OPTIONS_TRAINING(&cli, 320, 10, 5),
       UST_OPTIONS_END,
   };
   int code;
   if (!ust_cli_parse(&help, options, argc, argv, &code) || !ust_cli_no_more("train", argc, argv, optind, &code))
     return code;
-  return ust_train_cli_run(&cli);
+  return ust_cli_run_training(&cli);
 }

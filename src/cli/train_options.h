@@ -7,16 +7,16 @@
 #include "cli/cli.h"
 #include "train/train.h"
 
-typedef struct ust_train_cli {
+typedef struct ust_cli_training {
   ust_train_options options;
   ust_cli_models machine; /* isa and threads */
   const char *tokenizer, *type;
   const char *teacher;                  /* NULL: none */
   const ust_weights *tokenizer_weights; /* when `tokenizer` is a GGUF file already open */
   bool quiet;
-} ust_train_cli;
+} ust_cli_training;
 
-#define UST_TRAIN_CLI_DEFAULTS(width_, layers_, heads_)                                                                \
+#define UST_CLI_TRAINING(width_, layers_, heads_)                                                                      \
   {                                                                                                                    \
     .options = {.width = width_,                                                                                       \
                 .layers = layers_,                                                                                     \
@@ -29,8 +29,8 @@ typedef struct ust_train_cli {
     .type = "q8_0"                                                                                                     \
   }
 
-/* The shape's defaults, as in UST_TRAIN_CLI_DEFAULTS, are for help. */
-#define UST_TRAIN_CLI_OPTIONS(c, width_, layers_, heads_)                                                              \
+/* The shape's defaults, as in UST_CLI_TRAINING, are for help. */
+#define UST_OPTIONS_TRAINING(c, width_, layers_, heads_)                                                               \
   {UST_TEXT("corpus", 0, &(c)->options.corpus, "FILE", "the text to learn"), .required = true},                        \
       {UST_TEXT("heldout", 0, &(c)->options.heldout, "FILE", "text to measure the loss on")},                          \
       {UST_TEXT("output", 'o', &(c)->options.output, "OUT.gguf", "the model to write"), .required = true},             \
@@ -51,6 +51,6 @@ typedef struct ust_train_cli {
       UST_OPTIONS_MACHINE(&(c)->machine), UST_OPTIONS_QUIET(&(c)->quiet)
 
 /* Opens the tokenizer, trains, reports; returns the exit code. */
-int ust_train_cli_run(ust_train_cli *cli);
+int ust_cli_run_training(ust_cli_training *cli);
 
 #endif

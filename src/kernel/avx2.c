@@ -1,5 +1,5 @@
-/* The AVX2 + FMA level: f32 activations, bf16 keys and values. bf16 is widened to f32 in registers; quantised weights are
- * multiplied as bytes (avx2_integers.h). Attention: avx2_attention.h.
+/* The AVX2 + FMA level: f32 activations, bf16 keys and values. bf16 is widened to f32 in registers; quantised weights
+ * are multiplied as bytes (avx2_integers.h). Attention: avx2_attention.h.
  *
  * Every output is one chain of fused multiply-adds over the inputs in order, so that a row has the same bits in
  * any company. */
@@ -86,15 +86,15 @@ enum {
   MOST_ROWS = 16 * GROUP /* rows that share one reading of a panel */
 };
 
-/* What the multiplication of a strip asks for on the way, in two streams: for each two lines (of quantised weights, quads)
- * the line of `at` and the one `apart` bytes from it; then `at` moves on by `step` bytes. */
+/* What the multiplication of a strip asks for on the way, in two streams: for each two lines (of quantised weights,
+ * quads) the line of `at` and the one `apart` bytes from it; then `at` moves on by `step` bytes. */
 typedef struct ahead {
   const char *at;
   size_t apart, step;
 } ahead;
 
-/* Strips of 16 columns, side by side, `apart` bytes from each other; each consists of `pairs` lines, a multiple of PAIRS,
- * `line_bytes` from each other, that hold two inputs of every column: [16][2] bf16. */
+/* Strips of 16 columns, side by side, `apart` bytes from each other; each consists of `pairs` lines, a multiple of
+ * PAIRS, `line_bytes` from each other, that hold two inputs of every column: [16][2] bf16. */
 enum { PAIRS = 4 /* at a time */ };
 typedef struct bf16_strips {
   const char *at;

@@ -1,8 +1,8 @@
 /* Keys, values and attention at the avx2 level. Included by avx2.c.
  *
- * A block of 16 keys is a strip of 16 columns, and so is a block of 16 coordinates of the values: scores and weighted sums
- * are products like those with matrices, of up to GROUP rows at a time. What rows do not have in common, the slots after
- * their common prefix, each of them adds by itself, position after position. */
+ * A block of 16 keys is a strip of 16 columns, and so is a block of 16 coordinates of the values: scores and weighted
+ * sums are products like those with matrices, of up to GROUP rows at a time. What rows do not have in common, the slots
+ * after their common prefix, each of them adds by itself, position after position. */
 #ifndef UST_KERNEL_AVX2_ATTENTION_H
 #define UST_KERNEL_AVX2_ATTENTION_H
 

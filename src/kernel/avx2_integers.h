@@ -1,9 +1,9 @@
-/* Products with quantised matrices on 256-bit vectors, for avx2.c (VPMADDUBSW: unsigned by signed bytes, two to a 16-bit
- * sum). Layouts: quantised.h.
+/* Products with quantised matrices on 256-bit vectors, for avx2.c (VPMADDUBSW: unsigned by signed bytes, two to a
+ * 16-bit sum). Layouts: quantised.h.
  *
- * 8-bit weights are signed: their magnitudes meet the activations with the weights' signs, at most 2 * 128 * 127 a pair.
- * 4-bit ones are unsigned, and the eight pairs of a lane's block together make at most 8 * 2 * 15 * 127: neither leaves
- * 16 bits. */
+ * 8-bit weights are signed: their magnitudes meet the activations with the weights' signs, at most 2 * 128 * 127 a
+ * pair. 4-bit ones are unsigned, and the eight pairs of a lane's block together make at most 8 * 2 * 15 * 127: neither
+ * leaves 16 bits. */
 #ifndef UST_KERNEL_AVX2_INTEGERS_H
 #define UST_KERNEL_AVX2_INTEGERS_H
 
@@ -63,7 +63,8 @@ ALWAYS_INLINE __m256 byte_lanes(const char *from) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)from)));
 }
 
-/* Scales, and minima for Q4K, of 8 columns from `column` on of a strip's block: `head` of its 256 inputs, `from` its own. */
+/* Scales, and minima for Q4K, of 8 columns from `column` on of a strip's block: `head` of its 256 inputs, `from` its
+ * own. */
 typedef struct block_scales {
   __m256 scale, minimum;
 } block_scales;
@@ -98,8 +99,8 @@ ALWAYS_INLINE __m256i magnitudes(ust_format format, __m256i line, int high) {
   return _mm256_and_si256(high ? _mm256_srli_epi16(line, 4) : line, _mm256_set1_epi8(15));
 }
 
-/* A quad of 8 columns times a row's four integers: 32-bit sums of Q8, 16-bit ones of the others. `weights` as they lie in
- * memory and their magnitudes(). */
+/* A quad of 8 columns times a row's four integers: 32-bit sums of Q8, 16-bit ones of the others. `weights` as they lie
+ * in memory and their magnitudes(). */
 ALWAYS_INLINE __m256i quad_products(ust_format format, __m256i weights, __m256i unsigned_weights, __m256i of_row) {
   if (format != UST_FORMAT_Q8) return _mm256_maddubs_epi16(unsigned_weights, of_row);
   return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_weights, _mm256_sign_epi8(of_row, weights)),
@@ -112,8 +113,8 @@ ALWAYS_INLINE __m256i add_products(ust_format format, __m256i a, __m256i b) {
   return sum;
 }
 
-/* t[strip][row][half] = or +=, the first time and after, the `i`th quad of a block that is multiplied: a line, or half of
- * its bits. */
+/* t[strip][row][half] = or +=, the first time and after, the `i`th quad of a block that is multiplied: a line, or half
+ * of its bits. */
 ALWAYS_INLINE void add_quad(ust_format format, int strips, int rows, int i, const char *lines, size_t apart,
                             const int8_t *integers_at, __m256i (*t)[INTEGER_GROUP][2]) {
   const int l = i * quantised_lines(format) / 8, quad = format == UST_FORMAT_Q8 ? i : l + i % 2 * 4;

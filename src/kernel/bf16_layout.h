@@ -6,7 +6,8 @@
 
 #include "kernel/layout.h"
 
-/* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the next. */
+/* The left strip of the panel a thread meets after `panel`: of the same matrix, or the first of its share of the
+ * next. */
 static inline const char *panel_after(const ust_matrix *w, int panel, int begin, int end) {
   if (panel + 1 < end) return strip_of(w, 2 * (panel + 1));
   if (!w->next) return NULL;

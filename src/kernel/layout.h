@@ -1,7 +1,7 @@
 /* How the avx2, avx512 and amx levels hold matrices, keys and values, for their files.
  *
- * Matrix: strips of 16 output columns, two to a panel. A BF16 strip is a run of k-blocks of 32 inputs, and a block is one
- * AMX tile, [16 input pairs][16 columns][2] bf16 = 1 KiB. Quantised strips: quantised.h.
+ * Matrix: strips of 16 output columns, two to a panel. A BF16 strip is a run of k-blocks of 32 inputs, and a block is
+ * one AMX tile, [16 input pairs][16 columns][2] bf16 = 1 KiB. Quantised strips: quantised.h.
  * Keys and values of a head, dim = head_dim rounded up to 32: keys in blocks of 16 slots, [slot/16][dim/2][16][2]
  * bf16, then values by pairs of slots, [slot/2][dim][2] bf16: both are tiles too. */
 #ifndef UST_KERNEL_LAYOUT_H

@@ -1,9 +1,9 @@
 /* Quantised matrices and the integers they are multiplied with, for every level's file.
  *
  * 32 activations of a row become integers of -127 to 127 with one scale, as GGUF's Q8_0 keeps weights; a block of 32
- * inputs of them and of a weight then has an integer sum, exact in any order, and only what follows is rounded: sum * (scale of the
- * weights * scale of the activations), for Q4K less the integers' sum * (minimum * scale of the activations), added block
- * after block. So every level, and every number of rows, gives the same bits for the same x.
+ * inputs of them and of a weight then has an integer sum, exact in any order, and only what follows is rounded: sum *
+ * (scale of the weights * scale of the activations), for Q4K less the integers' sum * (minimum * scale of the
+ * activations), added block after block. So every level, and every number of rows, gives the same bits for the same x.
  *
  * Weights: strips of 16 output columns; a strip is a head and a run of pairs of blocks. A pair is 64 bytes of scales,
  * [2][16] f16 (Q4K: [2] times 16 scales and 16 minima of 6 bits, a byte each), then [2][lines] of 64 bytes: a line
@@ -12,7 +12,8 @@
  * f16 scales, [16] f16 minima. Bytes a weight: Q8 1.0625, Q4 0.5625, Q4K 0.578.
  *
  * Rows: groups of up to 16, [group][block][height rows] lines of 32 int8; then for each line the negative of its sum;
- * then for each its scale. Rows that only fill a group are zeros where tiles read them (vnni.h), and unset at the other levels. */
+ * then for each its scale. Rows that only fill a group are zeros where tiles read them (vnni.h), and unset at the other
+ * levels. */
 #ifndef UST_KERNEL_QUANTISED_H
 #define UST_KERNEL_QUANTISED_H
 

@@ -135,12 +135,18 @@ static understudy_status write_csv(const ust_chart *chart, const char *path, und
   return ust_writer_commit(&writer, err);
 }
 
+static bool ends_in(const char *path, const char *end) {
+  size_t length = strlen(path), tail = strlen(end);
+  return length > tail && strcmp(path + length - tail, end) == 0;
+}
+
+bool ust_measure_drawable(const char *path) {
+  return ends_in(path, ".svg") || ends_in(path, ".png");
+}
+
 understudy_status ust_measure_chart(const ust_chart *chart, const char *path, understudy_error *err) {
-  size_t length = strlen(path);
-  bool svg = length > 4 && strcmp(path + length - 4, ".svg") == 0;
-  bool png = length > 4 && strcmp(path + length - 4, ".png") == 0;
-  if (!svg && !png)
+  if (!ust_measure_drawable(path))
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: expected a name that ends in .svg or .png", path);
-  UST_TRY(draw(chart, path, png, err));
+  UST_TRY(draw(chart, path, ends_in(path, ".png"), err));
   return write_csv(chart, path, err);
 }

@@ -133,10 +133,13 @@ typedef struct ust_chart {
 
 /* The gnuplot commands that draw the chart into `output`. */
 void ust_measure_chart_script(const ust_chart *chart, bool png, const char *output, ust_buffer *script);
-/* The name of a chart's figures: its own with .csv for the last four characters. Freed by the caller; NULL: no memory. */
+/* The name of a chart's figures: its own with .csv for the last four characters. Freed by the caller; NULL: no
+ * memory. */
 char *ust_measure_csv_name(const char *chart_path);
 /* Whether gnuplot can be started, for the chart at `path`; else UNSUPPORTED. */
 understudy_status ust_measure_check_gnuplot(const char *path, understudy_error *err);
+/* Whether the name's end, .svg or .png, says what to draw. */
+bool ust_measure_drawable(const char *path);
 /* Draws a log-log chart with gnuplot into `path` (.svg or .png by its extension) and writes its figures beside it. */
 understudy_status ust_measure_chart(const ust_chart *chart, const char *path, understudy_error *err);
 

@@ -35,9 +35,9 @@ static void name_parameters(ust_gpt2_train *m) {
   name_parameter(m, UST_POSITIONS, -1, "position_embd.weight", c->context, w);
   for (int l = 0; l < c->layers; l++)
     for (int t = 0; t < UST_LAYER_TENSORS; t++)
-      name_parameter(m, ust_train_layer(l, t), l, layer[t].name, layer[t].rows, layer[t].cols);
-  name_parameter(m, ust_train_layer(c->layers, 0), -1, "output_norm.weight", 1, w);
-  name_parameter(m, ust_train_layer(c->layers, 1), -1, "output_norm.bias", 1, w);
+      name_parameter(m, ust_gpt2_layer(l, t), l, layer[t].name, layer[t].rows, layer[t].cols);
+  name_parameter(m, ust_gpt2_layer(c->layers, 0), -1, "output_norm.weight", 1, w);
+  name_parameter(m, ust_gpt2_layer(c->layers, 1), -1, "output_norm.bias", 1, w);
 }
 
 /* ---- memory ---- */
@@ -133,7 +133,7 @@ static void take_backward(allocator *a, size_t tokens) {
   take_matrix(a, &m->inputs, (int)UST_MAX(f, w), (int)tokens);
 }
 
-static void take_scratch(allocator *a, ust_train_scratch *s) {
+static void take_scratch(allocator *a, ust_gpt2_scratch *s) {
   const ust_gpt2_train *m = a->m;
   const ust_config *c = &m->config;
   size_t widest = (size_t)UST_MAX(UST_MAX(c->feed_forward, 3 * c->width), UST_TRAIN_LOGITS);
@@ -222,7 +222,7 @@ understudy_status ust_gpt2_train_create(const ust_config *config, const ust_kern
   m->max_sequences = max_sequences;
   m->threads = threads;
   m->trains = trains;
-  m->parameter_count = ust_train_layer(config->layers, 2);
+  m->parameter_count = ust_gpt2_layer(config->layers, 2);
   allocator a = {.m = m};
   m->parameters = take(&a, (size_t)m->parameter_count * sizeof *m->parameters);
   if (!a.failed) {
@@ -263,7 +263,7 @@ void ust_gpt2_train_pack(ust_gpt2_train *m) {
 #pragma omp parallel for schedule(dynamic) num_threads(m->threads)
   for (int i = 0; i < m->config.layers * 4 * ways; i++) {
     int matrix = i / ways;
-    const float *source = ust_train_value(m, ust_train_layer(matrix / 4, tensors[matrix % 4]));
+    const float *source = ust_gpt2_value(m, ust_gpt2_layer(matrix / 4, tensors[matrix % 4]));
     pack_linear(m, &m->linears[matrix], source, i % ways);
   }
 }
@@ -288,7 +288,7 @@ static void pack_candidates(const ust_gpt2_train *m, int block) {
   linear->forward.rows = linear->backward.cols = UST_ROUND_UP(count, UST_PANEL);
   for (int i = 0; i < linear->forward.rows; i++)
     if (i < count)
-      memcpy(rows + (size_t)i * w, ust_train_value(m, UST_TOKENS) + (size_t)m->candidate[first + i] * w,
+      memcpy(rows + (size_t)i * w, ust_gpt2_value(m, UST_TOKENS) + (size_t)m->candidate[first + i] * w,
              w * sizeof *rows);
     else
       memset(rows + (size_t)i * w, 0, w * sizeof *rows);

@@ -16,7 +16,8 @@ enum {
   UST_TRAIN_ROWS = 128,   /* rows of a work item: their widest activation stays in the second-level cache */
   UST_TRAIN_VOCAB = 1024, /* candidates whose logits exist at a time */
   UST_TRAIN_LOGITS = UST_TRAIN_VOCAB + 32, /* stride of them: no power of two, which would crowd few cache sets */
-  UST_TRAIN_QUERIES = 64                   /* rows of an attention matrix computed at a time */
+  UST_TRAIN_QUERIES = 64,                  /* rows of an attention matrix computed at a time */
+  UST_TRAIN_GRADIENT_ROWS = 128            /* rows of a matrix' gradient that are one work item */
 };
 
 /* One parameter tensor, under GGUF's name. */
@@ -57,13 +58,13 @@ typedef struct ust_kept {
 } ust_kept;
 
 /* Scratch memory of one thread. */
-typedef struct ust_train_scratch {
+typedef struct ust_gpt2_scratch {
   float *wide, *wide2;            /* [UST_TRAIN_ROWS, widest] */
   void *rows;                     /* activation [UST_TRAIN_ROWS, widest] */
   float *head, *square, *square2; /* [window, head_dim], [window, window] x 2 */
   void *head_rows, *square_rows;  /* activations of the same shapes */
   ust_matrix matrix;              /* of a head */
-} ust_train_scratch;
+} ust_gpt2_scratch;
 
 typedef struct ust_gpt2_train {
   ust_config config;
@@ -100,7 +101,7 @@ typedef struct ust_gpt2_train {
   float *d_norm_partial;                                 /* [row blocks][2][width] */
   ust_left transposed;                                   /* [widest, tokens] */
   ust_matrix inputs;                                     /* packed transposed inputs, [widest input, tokens] */
-  ust_train_scratch *scratch;                            /* [threads] */
+  ust_gpt2_scratch *scratch;                             /* [threads] */
 
   void **blocks; /* every allocation */
   int block_count;
@@ -123,8 +124,8 @@ void ust_gpt2_train_candidates(ust_gpt2_train *model, const int32_t *ids, const 
 
 /* Runs `sequences` windows: ids and absolute positions [sequences * window]. Keeps the activations. */
 void ust_gpt2_train_forward(ust_gpt2_train *model, const int32_t *ids, const int32_t *positions, int sequences);
-/* Its parts: the embeddings; one layer; the norm with this gain (and the bias behind it) of `last`. A model that does not
- * train keeps the hidden state in `last` from layer to layer, and what the last layer run made in kept[0]. */
+/* Its parts: the embeddings; one layer; the norm with this gain (and the bias behind it) of `last`. A model that does
+ * not train keeps the hidden state in `last` from layer to layer, and what the last layer run made in kept[0]. */
 void ust_gpt2_train_start(ust_gpt2_train *model, const int32_t *ids, const int32_t *positions, int sequences);
 void ust_gpt2_train_layer(ust_gpt2_train *model, int layer);
 void ust_gpt2_train_norm(ust_gpt2_train *model, int gain);
@@ -138,27 +139,31 @@ double ust_gpt2_train_backward(ust_gpt2_train *model, const int32_t *labels, flo
 
 /* ---- between the files of gpt2_train ---- */
 
-static inline float *ust_train_value(const ust_gpt2_train *m, int parameter) {
+static inline float *ust_gpt2_value(const ust_gpt2_train *m, int parameter) {
   return m->values + m->parameters[parameter].offset;
 }
-static inline float *ust_train_gradient(const ust_gpt2_train *m, int parameter) {
+static inline float *ust_gpt2_gradient(const ust_gpt2_train *m, int parameter) {
   return m->gradients + m->parameters[parameter].offset;
 }
-static inline int ust_train_layer(int layer, int tensor) {
+static inline int ust_gpt2_layer(int layer, int tensor) {
   return UST_LAYER + layer * UST_LAYER_TENSORS + tensor;
 }
-static inline int ust_train_panels(const ust_matrix *w) {
+/* Work items of all tokens. */
+static inline int ust_gpt2_row_blocks(const ust_gpt2_train *m) {
+  return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
+}
+static inline int ust_gpt2_panels(const ust_matrix *w) {
   return (w->rows + UST_PANEL - 1) / UST_PANEL;
 }
 
 /* The two below are called by all threads of a parallel region together. */
 
 /* dw[out, in] += dy[tokens, out]^T x[tokens, in]; dbias[out] += column sums of dy */
-void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
-                               float *dbias);
+void ust_gpt2_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
+                              float *dbias);
 /* Backward pass of the layers and embeddings from d_stream, the gradient of the last layer's output. */
-void ust_train_layers_backward(ust_gpt2_train *m);
+void ust_gpt2_layers_backward(ust_gpt2_train *m);
 /* d_stream (zero before) += gradient through a norm of d_norm, dgain, dbias likewise */
-void ust_train_norm_backward(ust_gpt2_train *m, const float *x, const float *mean, const float *rstd, int gain);
+void ust_gpt2_norm_backward(ust_gpt2_train *m, const float *x, const float *mean, const float *rstd, int gain);
 
 #endif

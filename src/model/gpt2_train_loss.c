@@ -11,10 +11,6 @@
 
 #include "model/gpt2_train.h"
 
-static int row_blocks(const ust_gpt2_train *m) {
-  return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
-}
-
 /* Candidates of a block. */
 static int block_count(const ust_gpt2_train *m, int block) {
   return UST_MIN(UST_TRAIN_VOCAB, m->candidates - block * UST_TRAIN_VOCAB);
@@ -23,7 +19,7 @@ static int block_count(const ust_gpt2_train *m, int block) {
 /* logits[rows, UST_TRAIN_LOGITS] of one block of the candidates, for tokens from `first` on */
 static void block_logits(const ust_gpt2_train *m, int block, int first, int rows, float *logits) {
   const ust_matrix *w = &m->vocabulary[block].forward;
-  m->kernels->left_matmul(w, 0, ust_train_panels(w), &m->last_rows, first, rows,
+  m->kernels->left_matmul(w, 0, ust_gpt2_panels(w), &m->last_rows, first, rows,
                           m->candidate_log + (size_t)block * UST_TRAIN_VOCAB, UST_STORE, logits, UST_TRAIN_LOGITS);
 }
 
@@ -55,7 +51,7 @@ double ust_gpt2_train_loss(ust_gpt2_train *m, const int32_t *labels) {
 #pragma omp parallel num_threads(m->threads)
   {
 #pragma omp for schedule(dynamic)
-    for (int b = 0; b < row_blocks(m); b++) loss_rows(m, labels, b * UST_TRAIN_ROWS);
+    for (int b = 0; b < ust_gpt2_row_blocks(m); b++) loss_rows(m, labels, b * UST_TRAIN_ROWS);
     m->kernels->release();
   }
   double total = 0;
@@ -74,7 +70,7 @@ typedef struct goal {
  * of the candidates and a block of rows; and the first of its products, with the token matrix, into d_norm. */
 static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, int first) {
   const ust_kernels *k = m->kernels;
-  ust_train_scratch *s = &m->scratch[omp_get_thread_num()];
+  ust_gpt2_scratch *s = &m->scratch[omp_get_thread_num()];
   const ust_matrix *back = &m->vocabulary[block].backward;
   int rows = UST_MIN(UST_TRAIN_ROWS, m->tokens - first), count = block_count(m, block);
   block_logits(m, block, first, rows, s->wide);
@@ -94,25 +90,23 @@ static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, in
   }
   ust_left left = {.data = s->rows, .rows = rows, .inputs = back->cols};
   k->left_pack(&left, 0, s->wide, UST_TRAIN_LOGITS, rows);
-  k->left_matmul(back, 0, ust_train_panels(back), &left, 0, rows, NULL, UST_ADD,
+  k->left_matmul(back, 0, ust_gpt2_panels(back), &left, 0, rows, NULL, UST_ADD,
                  m->d_norm + (size_t)first * m->config.width, (size_t)m->config.width);
   k->left_pack_transposed(&m->transposed, first, s->wide, UST_TRAIN_LOGITS, rows);
 }
 
-enum { GRADIENT_ROWS = 128 };
-
 /* The second product: the rows of the token matrix' gradient that belong to the block's candidates. */
 static void token_matrix_gradient(ust_gpt2_train *m, int block, int item) {
   size_t w = (size_t)m->config.width;
-  int first = item * GRADIENT_ROWS, count = block_count(m, block);
-  int rows = UST_MIN(GRADIENT_ROWS, m->transposed.rows - first);
+  int first = item * UST_TRAIN_GRADIENT_ROWS, count = block_count(m, block);
+  int rows = UST_MIN(UST_TRAIN_GRADIENT_ROWS, m->transposed.rows - first);
   if (rows <= 0) return;
   float *dw = m->scratch[omp_get_thread_num()].wide;
-  m->kernels->left_matmul(&m->inputs, 0, ust_train_panels(&m->inputs), &m->transposed, first, rows, NULL, UST_STORE, dw,
+  m->kernels->left_matmul(&m->inputs, 0, ust_gpt2_panels(&m->inputs), &m->transposed, first, rows, NULL, UST_STORE, dw,
                           w);
   for (int i = 0; i < rows && first + i < count; i++)
     m->kernels->add(dw + (size_t)i * w,
-                    ust_train_gradient(m, UST_TOKENS) + (size_t)m->candidate[block * UST_TRAIN_VOCAB + first + i] * w,
+                    ust_gpt2_gradient(m, UST_TOKENS) + (size_t)m->candidate[block * UST_TRAIN_VOCAB + first + i] * w,
                     w);
 }
 
@@ -135,9 +129,9 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
 #pragma omp single
     m->transposed.rows = m->vocabulary[block].forward.rows;
 #pragma omp for schedule(dynamic)
-    for (int b = 0; b < row_blocks(m); b++) logit_gradient_rows(m, of, block, b * UST_TRAIN_ROWS);
+    for (int b = 0; b < ust_gpt2_row_blocks(m); b++) logit_gradient_rows(m, of, block, b * UST_TRAIN_ROWS);
 #pragma omp for schedule(dynamic)
-    for (int i = 0; i < UST_TRAIN_VOCAB / GRADIENT_ROWS; i++) token_matrix_gradient(m, block, i);
+    for (int i = 0; i < UST_TRAIN_VOCAB / UST_TRAIN_GRADIENT_ROWS; i++) token_matrix_gradient(m, block, i);
   }
 }
 
@@ -146,8 +140,8 @@ double ust_gpt2_train_backward(ust_gpt2_train *m, const int32_t *labels, float s
 #pragma omp parallel num_threads(m->threads)
   {
     vocabulary_backward(m, &of);
-    ust_train_norm_backward(m, m->last, m->last_mean, m->last_rstd, ust_train_layer(m->config.layers, 0));
-    ust_train_layers_backward(m);
+    ust_gpt2_norm_backward(m, m->last, m->last_mean, m->last_rstd, ust_gpt2_layer(m->config.layers, 0));
+    ust_gpt2_layers_backward(m);
     m->kernels->release();
   }
   double total = 0;

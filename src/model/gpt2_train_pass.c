@@ -1,17 +1,15 @@
 /* gpt2_train: forward and backward pass of the embeddings, layers and norms.
  *
- * One parallel region a layer forward, one for the whole way back; within it, work items are blocks of UST_TRAIN_ROWS tokens (norms, linear layers),
- * or a head of a sequence (attention, its matrices made anew in the backward pass from queries and keys). */
+ * One parallel region a layer forward, one for the whole way back; within it, work items are blocks of UST_TRAIN_ROWS
+ * tokens (norms, linear layers), or a head of a sequence (attention, its matrices made anew in the backward pass from
+ * queries and keys). */
 #include <math.h>
 #include <omp.h>
 
 #include "model/gpt2_train.h"
 
-static ust_train_scratch *scratch_of(const ust_gpt2_train *m) {
+static ust_gpt2_scratch *scratch_of(const ust_gpt2_train *m) {
   return &m->scratch[omp_get_thread_num()];
-}
-static int row_blocks(const ust_gpt2_train *m) {
-  return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
 }
 static int block_rows(const ust_gpt2_train *m, int first) {
   return UST_MIN(UST_TRAIN_ROWS, m->tokens - first);
@@ -31,13 +29,13 @@ static void linear_rows(const ust_gpt2_train *m, const ust_matrix *w, const floa
                         ust_epilogue epilogue, float *y) {
   ust_left left = {.data = scratch_of(m)->rows, .rows = rows, .inputs = w->cols};
   m->kernels->left_pack(&left, 0, x, (size_t)w->cols, rows);
-  m->kernels->left_matmul(w, 0, ust_train_panels(w), &left, 0, rows, bias, epilogue, y, (size_t)w->rows);
+  m->kernels->left_matmul(w, 0, ust_gpt2_panels(w), &left, 0, rows, bias, epilogue, y, (size_t)w->rows);
 }
 
 static void norm_rows(const ust_gpt2_train *m, const float *x, int gain, int rows, float *y, float *mean, float *rstd) {
   int w = m->config.width;
   for (int r = 0; r < rows; r++)
-    m->kernels->layer_norm_train(x + (size_t)r * w, ust_train_value(m, gain), ust_train_value(m, gain + 1), w,
+    m->kernels->layer_norm_train(x + (size_t)r * w, ust_gpt2_value(m, gain), ust_gpt2_value(m, gain + 1), w,
                                  m->config.norm_epsilon, y + (size_t)r * w, mean + r, rstd + r);
 }
 
@@ -84,7 +82,7 @@ static void causal_product(const ust_gpt2_train *m, const ust_matrix *w, const v
 }
 
 /* s->head = scaled queries, s->square = softmax(causal q k^T / sqrt(dim)) */
-static void attention_matrix(const ust_gpt2_train *m, const head *h, ust_train_scratch *s) {
+static void attention_matrix(const ust_gpt2_train *m, const head *h, ust_gpt2_scratch *s) {
   for (int i = 0; i < m->window; i++)
     for (int d = 0; d < h->dim; d++) s->head[(size_t)i * h->dim + d] = h->q[(size_t)i * h->qkv_stride + d] * h->scale;
   convert_rows(m, s->head, (size_t)h->dim, m->window, h->dim, s->head_rows);
@@ -96,17 +94,17 @@ static void attention_matrix(const ust_gpt2_train *m, const head *h, ust_train_s
 /* y[window, dims] = square x matrix^T with `square` [window, window], transposed on demand */
 static void square_product(const ust_gpt2_train *m, const float *square, bool transposed, const ust_matrix *w, float *y,
                            size_t y_stride) {
-  ust_train_scratch *s = scratch_of(m);
+  ust_gpt2_scratch *s = scratch_of(m);
   size_t stride = (size_t)m->window_stride;
   if (transposed)
     m->kernels->convert_transposed(square, stride, m->window, m->window, s->square_rows, stride);
   else
     convert_rows(m, square, stride, m->window, m->window_stride, s->square_rows);
-  m->kernels->matmul(w, 0, ust_train_panels(w), s->square_rows, stride, m->window, NULL, UST_STORE, y, y_stride);
+  m->kernels->matmul(w, 0, ust_gpt2_panels(w), s->square_rows, stride, m->window, NULL, UST_STORE, y, y_stride);
 }
 
 static void attention_forward(const ust_gpt2_train *m, const ust_kept *kept, int item) {
-  ust_train_scratch *s = scratch_of(m);
+  ust_gpt2_scratch *s = scratch_of(m);
   head h = head_of(m, kept->qkv, item);
   attention_matrix(m, &h, s);
   float *out = kept->attention + (size_t)(item / m->config.heads) * m->window * h.width +
@@ -117,7 +115,7 @@ static void attention_forward(const ust_gpt2_train *m, const ust_kept *kept, int
 /* With P the softmax, o = P v, S = q k^T scale:
  * dv = P^T do, dP = do v^T, dS = P (dP - rowsum(P dP)), dq = scale dS k, dk = dS^T (scale q) */
 static void attention_backward(const ust_gpt2_train *m, const ust_kept *kept, int item) {
-  ust_train_scratch *s = scratch_of(m);
+  ust_gpt2_scratch *s = scratch_of(m);
   head h = head_of(m, kept->qkv, item), d = head_of(m, m->d_qkv, item);
   float *dq = (float *)(uintptr_t)d.q, *dk = dq + h.width, *dv = dk + h.width;
   const float *d_out = m->d_attention + (size_t)(item / m->config.heads) * m->window * h.width +
@@ -140,7 +138,7 @@ static void attention_backward(const ust_gpt2_train *m, const ust_kept *kept, in
 
 static void embed(const ust_gpt2_train *m, float *x) {
   size_t w = (size_t)m->config.width;
-  const float *tokens = ust_train_value(m, UST_TOKENS), *positions = ust_train_value(m, UST_POSITIONS);
+  const float *tokens = ust_gpt2_value(m, UST_TOKENS), *positions = ust_gpt2_value(m, UST_POSITIONS);
 #pragma omp for
   for (int t = 0; t < m->tokens; t++) {
     memcpy(x + t * w, tokens + m->ids[t] * w, w * sizeof *x);
@@ -155,16 +153,16 @@ static void feed_forward_rows(const ust_gpt2_train *m, int l, int first, float *
   size_t w = (size_t)m->config.width, f = (size_t)m->config.feed_forward, at = (size_t)first * w;
   int rows = block_rows(m, first);
   memcpy(kept->middle + at, kept->input + at, (size_t)rows * w * sizeof(float));
-  linear_rows(m, &linears[1].forward, kept->attention + at, rows, ust_train_value(m, ust_train_layer(l, UST_OUT_BIAS)),
+  linear_rows(m, &linears[1].forward, kept->attention + at, rows, ust_gpt2_value(m, ust_gpt2_layer(l, UST_OUT_BIAS)),
               UST_ADD, kept->middle + at);
-  norm_rows(m, kept->middle + at, ust_train_layer(l, UST_NORM2_GAIN), rows, kept->norm2 + at, kept->mean2 + first,
+  norm_rows(m, kept->middle + at, ust_gpt2_layer(l, UST_NORM2_GAIN), rows, kept->norm2 + at, kept->mean2 + first,
             kept->rstd2 + first);
   float *up = kept->up + (size_t)first * f, *gelu = kept->gelu + (size_t)first * f;
-  linear_rows(m, &linears[2].forward, kept->norm2 + at, rows, ust_train_value(m, ust_train_layer(l, UST_UP_BIAS)),
+  linear_rows(m, &linears[2].forward, kept->norm2 + at, rows, ust_gpt2_value(m, ust_gpt2_layer(l, UST_UP_BIAS)),
               UST_STORE, up);
   m->kernels->gelu(up, gelu, (size_t)rows * f);
   memcpy(output + at, kept->middle + at, (size_t)rows * w * sizeof(float));
-  linear_rows(m, &linears[3].forward, gelu, rows, ust_train_value(m, ust_train_layer(l, UST_DOWN_BIAS)), UST_ADD,
+  linear_rows(m, &linears[3].forward, gelu, rows, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN_BIAS)), UST_ADD,
               output + at);
 }
 
@@ -173,17 +171,17 @@ static void layer_forward(const ust_gpt2_train *m, int l) {
   float *output = l + 1 < m->config.layers ? m->kept[l + 1].input : m->last;
   size_t w = (size_t)m->config.width;
 #pragma omp for schedule(dynamic)
-  for (int b = 0; b < row_blocks(m); b++) {
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
-    norm_rows(m, kept->input + first * w, ust_train_layer(l, UST_NORM1_GAIN), rows, kept->norm1 + first * w,
+    norm_rows(m, kept->input + first * w, ust_gpt2_layer(l, UST_NORM1_GAIN), rows, kept->norm1 + first * w,
               kept->mean1 + first, kept->rstd1 + first);
     linear_rows(m, &m->linears[l * 4].forward, kept->norm1 + first * w, rows,
-                ust_train_value(m, ust_train_layer(l, UST_QKV_BIAS)), UST_STORE, kept->qkv + first * 3 * w);
+                ust_gpt2_value(m, ust_gpt2_layer(l, UST_QKV_BIAS)), UST_STORE, kept->qkv + first * 3 * w);
   }
 #pragma omp for schedule(dynamic)
   for (int i = 0; i < m->sequences * m->config.heads; i++) attention_forward(m, kept, i);
 #pragma omp for schedule(dynamic)
-  for (int b = 0; b < row_blocks(m); b++) feed_forward_rows(m, l, b * UST_TRAIN_ROWS, output);
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) feed_forward_rows(m, l, b * UST_TRAIN_ROWS, output);
 }
 
 void ust_gpt2_train_start(ust_gpt2_train *m, const int32_t *ids, const int32_t *positions, int sequences) {
@@ -207,7 +205,7 @@ void ust_gpt2_train_layer(ust_gpt2_train *m, int layer) {
 void ust_gpt2_train_norm(ust_gpt2_train *m, int gain) {
   size_t w = (size_t)m->config.width;
 #pragma omp parallel for schedule(dynamic) num_threads(m->threads)
-  for (int b = 0; b < row_blocks(m); b++) {
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
     norm_rows(m, m->last + first * w, gain, rows, m->last_norm + first * w, m->last_mean + first, m->last_rstd + first);
     m->kernels->left_pack(&m->last_rows, first, m->last_norm + first * w, w, rows);
@@ -217,18 +215,16 @@ void ust_gpt2_train_norm(ust_gpt2_train *m, int gain) {
 void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t *positions, int sequences) {
   ust_gpt2_train_start(m, ids, positions, sequences);
   for (int l = 0; l < m->config.layers; l++) ust_gpt2_train_layer(m, l);
-  ust_gpt2_train_norm(m, ust_train_layer(m->config.layers, 0));
+  ust_gpt2_train_norm(m, ust_gpt2_layer(m->config.layers, 0));
 }
 
 /* ---- backward ---- */
 
 /* Tensors of dW are cut into blocks of rows by panels, none along the tokens. */
-enum { GRADIENT_ROWS = 128 };
-
-void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
-                               float *dbias) {
+void ust_gpt2_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
+                              float *dbias) {
   const ust_kernels *k = m->kernels;
-  int panels = in / UST_PANEL, blocks = (out + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
+  int panels = in / UST_PANEL, blocks = (out + UST_TRAIN_GRADIENT_ROWS - 1) / UST_TRAIN_GRADIENT_ROWS;
   int share = UST_ROUND_UP((in + m->threads - 1) / m->threads, UST_PANEL);
 #pragma omp single
   {
@@ -237,7 +233,7 @@ void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, cons
     m->inputs.cols = m->transposed.inputs = m->tokens;
   }
 #pragma omp for schedule(dynamic) nowait
-  for (int b = 0; b < row_blocks(m); b++) {
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     int first = b * UST_TRAIN_ROWS;
     k->left_pack_transposed(&m->transposed, first, dy + (size_t)first * out, (size_t)out, block_rows(m, first));
   }
@@ -250,26 +246,26 @@ void ust_train_weight_gradient(ust_gpt2_train *m, const float *dy, int out, cons
       k->add(dy + (size_t)t * out + first, dbias + first, (size_t)UST_MIN(256, out - first));
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < blocks; b++) {
-    int first = b * GRADIENT_ROWS, rows = UST_MIN(GRADIENT_ROWS, out - first);
+    int first = b * UST_TRAIN_GRADIENT_ROWS, rows = UST_MIN(UST_TRAIN_GRADIENT_ROWS, out - first);
     k->left_matmul(&m->inputs, 0, panels, &m->transposed, first, rows, NULL, UST_ADD, dw + (size_t)first * in,
                    (size_t)in);
   }
 }
 
-void ust_train_norm_backward(ust_gpt2_train *m, const float *x, const float *mean, const float *rstd, int gain) {
+void ust_gpt2_norm_backward(ust_gpt2_train *m, const float *x, const float *mean, const float *rstd, int gain) {
   size_t w = (size_t)m->config.width;
 #pragma omp for schedule(dynamic)
-  for (int b = 0; b < row_blocks(m); b++) {
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     float *dgain = m->d_norm_partial + (size_t)b * 2 * w, *dbias = dgain + w;
     memset(dgain, 0, 2 * w * sizeof *dgain);
     for (int t = b * UST_TRAIN_ROWS; t < b * UST_TRAIN_ROWS + block_rows(m, b * UST_TRAIN_ROWS); t++)
-      m->kernels->layer_norm_backward(x + t * w, ust_train_value(m, gain), mean[t], rstd[t], m->d_norm + t * w, (int)w,
+      m->kernels->layer_norm_backward(x + t * w, ust_gpt2_value(m, gain), mean[t], rstd[t], m->d_norm + t * w, (int)w,
                                       m->d_stream + t * w, dgain, dbias);
   }
 #pragma omp single
-  for (int b = 0; b < row_blocks(m); b++) {
-    m->kernels->add(m->d_norm_partial + (size_t)b * 2 * w, ust_train_gradient(m, gain), w);
-    m->kernels->add(m->d_norm_partial + (size_t)b * 2 * w + w, ust_train_gradient(m, gain + 1), w);
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
+    m->kernels->add(m->d_norm_partial + (size_t)b * 2 * w, ust_gpt2_gradient(m, gain), w);
+    m->kernels->add(m->d_norm_partial + (size_t)b * 2 * w + w, ust_gpt2_gradient(m, gain + 1), w);
   }
 }
 
@@ -277,7 +273,7 @@ void ust_train_norm_backward(ust_gpt2_train *m, const float *x, const float *mea
 static void input_gradient(const ust_gpt2_train *m, const ust_linear *linear, const float *dy, float *dx) {
   size_t in = (size_t)linear->backward.rows, out = (size_t)linear->backward.cols;
 #pragma omp for schedule(dynamic)
-  for (int b = 0; b < row_blocks(m); b++) {
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     int first = b * UST_TRAIN_ROWS;
     linear_rows(m, &linear->backward, dy + first * out, block_rows(m, first), NULL, UST_STORE, dx + first * in);
   }
@@ -286,13 +282,13 @@ static void input_gradient(const ust_gpt2_train *m, const ust_linear *linear, co
 static void layer_backward(ust_gpt2_train *m, int l) {
   const ust_kept *kept = &m->kept[l];
   const ust_linear *linears = &m->linears[l * 4];
-  int w = m->config.width, f = m->config.feed_forward, base = ust_train_layer(l, 0);
+  int w = m->config.width, f = m->config.feed_forward, base = ust_gpt2_layer(l, 0);
   float *gradient[UST_LAYER_TENSORS];
-  for (int t = 0; t < UST_LAYER_TENSORS; t++) gradient[t] = ust_train_gradient(m, base + t);
+  for (int t = 0; t < UST_LAYER_TENSORS; t++) gradient[t] = ust_gpt2_gradient(m, base + t);
 
-  ust_train_weight_gradient(m, m->d_stream, w, kept->gelu, f, gradient[UST_DOWN], gradient[UST_DOWN_BIAS]);
+  ust_gpt2_weight_gradient(m, m->d_stream, w, kept->gelu, f, gradient[UST_DOWN], gradient[UST_DOWN_BIAS]);
 #pragma omp for schedule(dynamic)
-  for (int b = 0; b < row_blocks(m); b++) {
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
     size_t wide = (size_t)first * f, narrow = (size_t)first * w;
     float *d_up = m->d_up + wide;
@@ -300,24 +296,24 @@ static void layer_backward(ust_gpt2_train *m, int l) {
     m->kernels->gelu_backward(kept->up + wide, d_up, d_up, (size_t)rows * f);
     linear_rows(m, &linears[2].backward, d_up, rows, NULL, UST_STORE, m->d_norm + narrow);
   }
-  ust_train_weight_gradient(m, m->d_up, f, kept->norm2, w, gradient[UST_UP], gradient[UST_UP_BIAS]);
-  ust_train_norm_backward(m, kept->middle, kept->mean2, kept->rstd2, base + UST_NORM2_GAIN);
+  ust_gpt2_weight_gradient(m, m->d_up, f, kept->norm2, w, gradient[UST_UP], gradient[UST_UP_BIAS]);
+  ust_gpt2_norm_backward(m, kept->middle, kept->mean2, kept->rstd2, base + UST_NORM2_GAIN);
 
-  ust_train_weight_gradient(m, m->d_stream, w, kept->attention, w, gradient[UST_OUT], gradient[UST_OUT_BIAS]);
+  ust_gpt2_weight_gradient(m, m->d_stream, w, kept->attention, w, gradient[UST_OUT], gradient[UST_OUT_BIAS]);
   input_gradient(m, &linears[1], m->d_stream, m->d_attention);
 #pragma omp for schedule(dynamic)
   for (int i = 0; i < m->sequences * m->config.heads; i++) attention_backward(m, kept, i);
-  ust_train_weight_gradient(m, m->d_qkv, 3 * w, kept->norm1, w, gradient[UST_QKV], gradient[UST_QKV_BIAS]);
+  ust_gpt2_weight_gradient(m, m->d_qkv, 3 * w, kept->norm1, w, gradient[UST_QKV], gradient[UST_QKV_BIAS]);
   input_gradient(m, &linears[0], m->d_qkv, m->d_norm);
-  ust_train_norm_backward(m, kept->input, kept->mean1, kept->rstd1, base + UST_NORM1_GAIN);
+  ust_gpt2_norm_backward(m, kept->input, kept->mean1, kept->rstd1, base + UST_NORM1_GAIN);
 }
 
-void ust_train_layers_backward(ust_gpt2_train *m) {
+void ust_gpt2_layers_backward(ust_gpt2_train *m) {
   size_t w = (size_t)m->config.width;
   for (int l = m->config.layers - 1; l >= 0; l--) layer_backward(m, l);
 #pragma omp single
   for (int t = 0; t < m->tokens; t++) {
-    m->kernels->add(m->d_stream + t * w, ust_train_gradient(m, UST_TOKENS) + m->ids[t] * w, w);
-    m->kernels->add(m->d_stream + t * w, ust_train_gradient(m, UST_POSITIONS) + m->positions[t] * w, w);
+    m->kernels->add(m->d_stream + t * w, ust_gpt2_gradient(m, UST_TOKENS) + m->ids[t] * w, w);
+    m->kernels->add(m->d_stream + t * w, ust_gpt2_gradient(m, UST_POSITIONS) + m->positions[t] * w, w);
   }
 }

@@ -46,9 +46,9 @@ size_t ust_model_logit_stride(const ust_model *model);
  * logits: f32 [count, ust_model_logit_stride()]; NULL: none. */
 void ust_timeline_append(ust_timeline *timeline, const int32_t *tokens, int count, float *logits);
 
-/* For timing what passes cost: a part of the work of a pass over a chain of `rows` tokens, on an empty timeline that stays
- * empty. The layers from *part on, the logits (f32 [rows, ust_model_logit_stride()]) as the one after the last, and so
- * round again, until `bytes` of weights were read or all were. Moves *part on; returns the bytes. */
+/* For timing what passes cost: a part of the work of a pass over a chain of `rows` tokens, on an empty timeline that
+ * stays empty. The layers from *part on, the logits (f32 [rows, ust_model_logit_stride()]) as the one after the last,
+ * and so round again, until `bytes` of weights were read or all were. Moves *part on; returns the bytes. */
 uint64_t ust_model_rehearse(ust_timeline *timeline, int rows, uint64_t bytes, int *part, float *logits);
 
 /* Makes the nodes path[0 … count-1] (a chain from the root down) committed and drops all others. */

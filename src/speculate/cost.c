@@ -68,8 +68,8 @@ static double known_seconds(const ust_cost *cost, int rows) {
   return 0;
 }
 
-/* The machine of today reads and multiplies at another speed than that of the curve's day: one row is to cost `seconds`, and
- * all others as many times that as ever. */
+/* The machine of today reads and multiplies at another speed than that of the curve's day: one row is to cost
+ * `seconds`, and all others as many times that as ever. */
 static void scale_to(ust_cost *cost, double seconds) {
   double known = known_seconds(cost, 1);
   for (int i = 0; i < cost->points && known > 0; i++) cost->seconds[i] *= seconds / known;

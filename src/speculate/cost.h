@@ -34,9 +34,9 @@ void ust_cost_fade_rows(ust_cost *cost, double share);
 /* Seconds that a pass of so many rows takes, found out by doing it or a part of it. */
 typedef double (*ust_pass_fn)(void *user, int rows);
 
-/* Times passes of the row counts order[0 ... count-1], the first of them 1, those above `most` left out: two of them, then
- * all in turns as far as `budget` seconds should last. Of the measurements of a count the smallest counts, since other
- * work only makes a pass slower, and as much as what was known before, scaled to what one row takes now. */
+/* Times passes of the row counts order[0 ... count-1], the first of them 1, those above `most` left out: two of them,
+ * then all in turns as far as `budget` seconds should last. Of the measurements of a count the smallest counts, since
+ * other work only makes a pass slower, and as much as what was known before, scaled to what one row takes now. */
 void ust_cost_measure(ust_cost *cost, const int *order, int count, int most, ust_pass_fn pass, void *user,
                       double budget);
 

@@ -28,8 +28,8 @@ typedef struct ust_decoder_options {
   ust_shape shape;
 } ust_decoder_options;
 
-/* Allocates everything and, when there is any stage, finds out what passes cost: a fraction of a second, whatever the cache
- * knows. */
+/* Allocates everything and, when there is any stage, finds out what passes cost: a fraction of a second, whatever the
+ * cache knows. */
 understudy_status ust_decoder_create(const ust_decoder_options *options, ust_decoder **decoder, understudy_error *err);
 void ust_decoder_free(ust_decoder *decoder);
 void ust_decoder_reset(ust_decoder *decoder, const understudy_sampling *sampling);

@@ -114,8 +114,8 @@ static int known_after(const ust_tree *tree, int node) {
   return ust_planner_known(chance);
 }
 
-/* Tokens that a candidate of this reach and what look-ups find behind it bring, less what their rows in the target's pass
- * bring otherwise. */
+/* Tokens that a candidate of this reach and what look-ups find behind it bring, less what their rows in the target's
+ * pass bring otherwise. */
 static double worth_of(const ust_planner *planner, const ust_text_stage *text, double reach, double row) {
   double chance = text ? (double)ust_record_chance(&planner->text_covers, 1) : 0, tokens = 0;
   for (int depth = 0; depth < UST_TREE_DEEPEST && reach > row; depth++, reach *= chance) tokens += reach - row;

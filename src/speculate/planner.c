@@ -24,7 +24,8 @@ void ust_record_observe(ust_record *r, bool hit) {
   }
 }
 
-/* Five times of this bring back about what one observation takes: a useless stage is tried in one step of five or less. */
+/* Five times of this bring back about what one observation takes: a useless stage is tried in one step of five or
+ * less. */
 void ust_record_fade(ust_record *r) {
   r->trials *= 0.999f;
   r->hits *= 0.999f;

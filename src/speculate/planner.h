@@ -78,8 +78,8 @@ typedef struct ust_plan {
 
 /* What n rows of the target's pass cost, in tokens, in price[n] for n up to UST_TARGET_ROWS. */
 void ust_planner_prices(const ust_planner *planner, double price[UST_TARGET_ROWS + 1]);
-/* Learns what a row there is worth. Where a row has long cost more than the likeliest candidate (`drafts`: or one that a
- * draft was not asked for) would bring, its price is believed to fall, the faster the more that is. */
+/* Learns what a row there is worth. Where a row has long cost more than the likeliest candidate (`drafts`: or one that
+ * a draft was not asked for) would bring, its price is believed to fall, the faster the more that is. */
 void ust_planner_observe_plan(ust_planner *planner, const ust_plan *plan, const double *price, bool drafts);
 void ust_planner_observe_step(ust_planner *planner, int tokens, double seconds);
 /* How a stage does against what was expected of it: 1 as expected, 0 never right. */

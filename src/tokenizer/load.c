@@ -11,8 +11,8 @@
 
 #include "tokenizer/tokenizer.h"
 
-/* GPT-2's vocab.json has 0.9 MB and 100,739 marks that can part values (, : [ {). A tree of tiny values takes many times
- * the memory of its text, so both are bounded before it is built. */
+/* GPT-2's vocab.json has 0.9 MB and 100,739 marks that can part values (, : [ {). A tree of tiny values takes many
+ * times the memory of its text, so both are bounded before it is built. */
 enum { FILE_LIMIT = 16 << 20, MARKS_LIMIT = 1 << 19 };
 
 static size_t count_marks(const char *text, size_t size) {

@@ -67,14 +67,14 @@ static void look_at_sample(inheritance *of) {
   const ust_kept *kept = &m->kept[0];
   assert(!m->trains);
   for (int l = 0; l <= c->layers; l++) {
-    ust_gpt2_train_norm(m, ust_train_layer(l, 0)); /* a layer's first, or the last */
+    ust_gpt2_train_norm(m, ust_gpt2_layer(l, 0)); /* a layer's first, or the last */
     add_moments(of, m->last, m->last_mean, m->last_rstd);
     if (l == c->layers) return;
     ust_gpt2_train_layer(m, l);
     add_moments(of, kept->middle, kept->mean2, kept->rstd2);
-    add_written(of, kept->attention, ust_train_value(m, ust_train_layer(l, UST_OUT)), c->width, c->width / c->heads,
+    add_written(of, kept->attention, ust_gpt2_value(m, ust_gpt2_layer(l, UST_OUT)), c->width, c->width / c->heads,
                 of->heads + (size_t)l * (size_t)c->heads);
-    add_written(of, kept->gelu, ust_train_value(m, ust_train_layer(l, UST_DOWN)), c->feed_forward, 1,
+    add_written(of, kept->gelu, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN)), c->feed_forward, 1,
                 of->neurons + (size_t)l * (size_t)c->feed_forward);
   }
 }
@@ -171,7 +171,7 @@ static void take_basis(inheritance *of, const double *q, double *image) {
 /* ---- the draft ---- */
 
 static float *of_layer(const ust_gpt2_train *m, int layer, int tensor) {
-  return ust_train_value(m, ust_train_layer(layer, tensor));
+  return ust_gpt2_value(m, ust_gpt2_layer(layer, tensor));
 }
 
 /* to[width] = (x gain) basis; gain NULL: 1 */
@@ -263,8 +263,8 @@ static void take_ends(const inheritance *of) {
   const ust_gpt2_train *from = of->from, *to = of->to;
   size_t w = (size_t)of->wide, d = (size_t)of->width;
   for (int table = UST_TOKENS; table <= UST_POSITIONS; table++) {
-    const float *rows = ust_train_value(from, table);
-    float *turned = ust_train_value(to, table);
+    const float *rows = ust_gpt2_value(from, table);
+    float *turned = ust_gpt2_value(to, table);
 #pragma omp parallel for num_threads(to->threads)
     for (int r = 0; r < to->parameters[table].rows; r++)
       turn_row(of, rows + (size_t)r * w, NULL, turned + (size_t)r * d);

@@ -72,8 +72,8 @@ typedef struct ust_train_run {
 
 /* ---- inherit.c ---- */
 
-/* Initial values from the teacher's, which is packed and stays as it is. A draft that is wider, has more heads, heads of
- * another size or a wider feed-forward keeps its random ones. */
+/* Initial values from the teacher's, which is packed and stays as it is. A draft that is wider, has more heads, heads
+ * of another size or a wider feed-forward keeps its random ones. */
 understudy_status ust_train_inherit(ust_train_run *run, understudy_error *err);
 
 /* ---- optimiser.c ---- */

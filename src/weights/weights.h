@@ -95,13 +95,13 @@ void ust_gguf_i32s(ust_gguf_writer *writer, const char *key, const int32_t *valu
 void ust_gguf_config(ust_gguf_writer *writer, const ust_config *config, ust_type type);
 /* The keys of a vocabulary that are left: tokenizer.ggml.tokens, .token_type and .merges. */
 void ust_gguf_vocabulary(ust_gguf_writer *writer, const ust_vocabulary *vocabulary);
-/* What a tensor is stored as where matrices are to be `type`: vectors (rows 1) and the position embeddings stay f32: they
- * are few, and added, not multiplied. */
+/* What a tensor is stored as where matrices are to be `type`: vectors (rows 1) and the position embeddings stay f32:
+ * they are few, and added, not multiplied. */
 ust_type ust_gguf_type(const char *name, uint64_t rows, ust_type type);
 /* A tensor of one row is written with one dimension. Q8_0 and Q4_0 need cols divisible by 32. */
 void ust_gguf_declare(ust_gguf_writer *writer, const char *name, ust_type type, uint64_t rows, uint64_t cols);
-/* The next `rows` rows (f32, converted to the declared type) of the current tensor. A value that is not finite, or too large
- * for the type, is an error at commit. */
+/* The next `rows` rows (f32, converted to the declared type) of the current tensor. A value that is not finite, or too
+ * large for the type, is an error at commit. */
 void ust_gguf_rows(ust_gguf_writer *writer, const float *values, uint64_t rows);
 understudy_status ust_gguf_commit(ust_gguf_writer *writer, understudy_error *err); /* frees the writer */
 void ust_gguf_abandon(ust_gguf_writer *writer);

@@ -18,8 +18,8 @@
  *
  * A Q8_0 weight is off by up to half a step, the largest of its 32 over 127: for normal weights, whose largest of 32
  * is about 2.1 deviations, 2.1/127/sqrt(12) = 0.5 % in the root mean square, and its value is rounded to bf16, less
- * than 2^-8/sqrt(3). Ten products and look-ups in a row (4 a layer, tokens in, tokens out) are ten such errors; in the nine
- * products the activations too become 8-bit integers, which are nine more. */
+ * than 2^-8/sqrt(3). Ten products and look-ups in a row (4 a layer, tokens in, tokens out) are ten such errors; in the
+ * nine products the activations too become 8-bit integers, which are nine more. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -47,8 +47,8 @@ static void curve(void **unused) {
   assert_true(ust_cost_of(&cost, 16) < 0.05);
 }
 
-/* What one busy moment at the start made of a curve: while there are passes of one row only, their speed says nothing of
- * what rows cost beside it, but the price of further rows fades; and so a second row is tried again. */
+/* What one busy moment at the start made of a curve: while there are passes of one row only, their speed says nothing
+ * of what rows cost beside it, but the price of further rows fades; and so a second row is tried again. */
 static void busy_start_is_forgotten(void **unused) {
   (void)unused;
   ust_cost cost = {0};

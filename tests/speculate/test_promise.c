@@ -1,7 +1,7 @@
 /* The promise: the text of every mode equals plain decoding, token for token, whatever drafts for it.
  *
- * Random models, prompts, seeds, temperatures, filters and penalties; drafts that agree always, sometimes and never; one
- * and three threads; prompts and texts in pieces; every kernel level of this machine. */
+ * Random models, prompts, seeds, temperatures, filters and penalties; drafts that agree always, sometimes and never;
+ * one and three threads; prompts and texts in pieces; every kernel level of this machine. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

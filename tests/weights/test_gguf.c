@@ -188,7 +188,8 @@ static void writer_refuses(void **state) {
   assert_null(w);
 }
 
-/* A value the type cannot hold is refused by the tensor's name, not made into another one; what just fits is written. */
+/* A value the type cannot hold is refused by the tensor's name, not made into another one; what just fits is
+ * written. */
 static void values_that_do_not_fit(void **state) {
   (void)state;
   static const struct {
