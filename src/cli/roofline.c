@@ -98,20 +98,20 @@ static void print_measured(const ust_kernels *kernels, int threads, const ust_ma
 
 static understudy_status write_measured(const char *path, const ust_kernels *kernels, int threads,
                                         const ust_machine *machine, const ust_pass_cost *costs, int count,
-                                        understudy_error *err) {
+                                        json_t *products, understudy_error *err) {
   json_t *passes = json_array();
   for (int i = 0; i < count; i++)
     json_array_append_new(
         passes, json_pack("{s:i, s:i, s:f}", "rows", costs[i].rows, "context", costs[i].context, "ms", costs[i].ms));
   return ust_cli_write_json(path,
-                            json_pack("{s:s, s:i, s:f, s:f, s:o}", "isa", kernels->name, "threads", threads,
+                            json_pack("{s:s, s:i, s:f, s:f, s:o, s:O*}", "isa", kernels->name, "threads", threads,
                                       "read_gb_per_s", machine->read_gb_per_s, "peak_tflop_per_s",
-                                      machine->peak_tflop_per_s, "pass_ms", passes),
+                                      machine->peak_tflop_per_s, "pass_ms", passes, "products", products),
                             err);
 }
 
-static bool print_product(void *user, const ust_product_cost *cost) {
-  (void)user;
+/* Prints one product and adds it to the report's list. */
+static bool show_product(void *products, const ust_product_cost *cost) {
   if (cost->rows == 1)
     printf("\n%s %s, %d x %d; the machine just before: %.1f GB/s, %.2f TFLOP/s%s\n"
            "  rows        ms      GB/s   TFLOP/s   of bound\n",
@@ -119,8 +119,11 @@ static bool print_product(void *user, const ust_product_cost *cost) {
            cost->machine.peak_tflop_per_s, strcmp(cost->format, "bf16") == 0 ? "" : " in bf16");
   printf("  %4d %9.3f %9.1f %9.3f %8.0f %%\n", cost->rows, cost->ms, cost->gb_per_s, cost->tflop_per_s,
          100 * cost->share);
-  fflush(stdout);
-  return ust_cli_stopped();
+  json_array_append_new(products, json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f}", "format", cost->format,
+                                            "shape", cost->shape, "inputs", cost->inputs, "outputs", cost->outputs,
+                                            "rows", cost->rows, "ms", cost->ms, "gb_per_s", cost->gb_per_s,
+                                            "tflop_per_s", cost->tflop_per_s, "share_of_bound", cost->share));
+  return !ust_cli_flush() || ust_cli_stopped();
 }
 
 /* All that is written: the JSON, the chart and its figures. */
@@ -151,9 +154,13 @@ static understudy_status roofline(const roofline_options *o, understudy_error *e
   if (o->bench) UST_TRY(add_bench(&chart.panels[0], o->bench, &run, err));
   UST_TRY(measure(o, kernels, threads, &machine, costs, &count, err));
   print_measured(kernels, threads, &machine, costs, count);
-  if (o->kernels) UST_TRY(ust_measure_products(kernels, threads, print_product, NULL, err));
-  if (o->json) UST_TRY(write_measured(o->json, kernels, threads, &machine, costs, count, err));
-  if (!output) return UNDERSTUDY_OK;
+  json_t *products = o->kernels ? json_array() : NULL;
+  understudy_status status = UNDERSTUDY_OK;
+  if (o->kernels) status = ust_measure_products(kernels, threads, show_product, products, err);
+  if (status == UNDERSTUDY_OK && o->json)
+    status = write_measured(o->json, kernels, threads, &machine, costs, count, products, err);
+  json_decref(products);
+  if (status != UNDERSTUDY_OK || !output) return status;
 
   add_machine(&chart.panels[0], &run, &machine, kernels->name, threads);
   if (o->device_text) add_device(&chart, &o->device);
@@ -196,5 +203,6 @@ int ust_cli_roofline(int argc, char **argv) {
     return ust_cli_usage("roofline", "--device: %s", err.message);
   ust_cli_set_quiet(o.quiet);
   ust_cli_catch_signals();
-  return roofline(&o, &err) == UNDERSTUDY_OK ? UST_EXIT_OK : ust_cli_fail(&err);
+  const understudy_status status = roofline(&o, &err);
+  return status == UNDERSTUDY_OK || !ust_cli_flush() ? UST_EXIT_OK : ust_cli_fail(&err); /* of stdout, main tells */
 }
