@@ -427,6 +427,59 @@ static void flipped_bytes(void **state) {
   ust_buffer_free(&b);
 }
 
+static void note_value(void *user, const char *key, const char *value) {
+  ust_buffer *seen = user;
+  if (strncmp(key, "x.", 2) != 0) return;
+  put(seen, value, strlen(value));
+  put_u8(seen, '|');
+}
+
+/* Metadata of every type is shown as what it is. */
+static void values_of_keys(void **state) {
+  (void)state;
+  static const struct {
+    uint32_t type;
+    int bytes;
+    uint64_t bits;
+  } values[] = {{U8, 1, 200},
+                {I8, 1, 0xfe},
+                {U16, 2, 0xfffe},
+                {I16, 2, 0xfffe},
+                {U32, 4, 0xfffffffe},
+                {I32, 4, 0xfffffffe},
+                {F32, 4, 0xc0200000},
+                {BOOL, 1, 1},
+                {U64, 8, UINT64_MAX},
+                {I64, 8, UINT64_MAX},
+                {F64, 8, 0x3ff8000000000000}};
+  ust_buffer more = {0}, seen = {0};
+  for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+    char name[16];
+    snprintf(name, sizeof name, "x.%zu", i);
+    put_text(&more, name);
+    put_u32(&more, values[i].type);
+    put(&more, &values[i].bits, (size_t)values[i].bytes);
+  }
+  put_text(&more, "x.text");
+  put_u32(&more, STRING);
+  put_text(&more, "one\033[2Jtwo");
+  file_spec s = good;
+  s.more = &more;
+  s.more_count = sizeof values / sizeof *values + 1;
+  ust_buffer b = build(&s);
+  write_file("a.gguf", b.data, b.size);
+  understudy_error err;
+  ust_weights *w;
+  assert_int_equal(ust_weights_open(in_folder("a.gguf"), &w, &err), UNDERSTUDY_OK);
+  ust_weights_each_key(w, note_value, &seen);
+  put_u8(&seen, 0);
+  assert_string_equal(seen.data, "200|-2|65534|-2|4294967294|-2|-2.5|1|18446744073709551615|-1|1.5|one?[2Jtwo|");
+  ust_weights_close(w);
+  ust_buffer_free(&b);
+  ust_buffer_free(&more);
+  ust_buffer_free(&seen);
+}
+
 /* Last: all of the above stayed within the limit on memory. */
 static void memory_stayed_small(void **state) {
   (void)state;
@@ -446,6 +499,7 @@ int main(void) {
                                      cmocka_unit_test(sparse_gigabytes),
                                      cmocka_unit_test(every_prefix_fails),
                                      cmocka_unit_test(flipped_bytes),
+                                     cmocka_unit_test(values_of_keys),
                                      cmocka_unit_test(memory_stayed_small)};
   return cmocka_run_group_tests_name("hostile gguf", tests, make_folder, remove_folder);
 }
