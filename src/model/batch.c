@@ -102,7 +102,7 @@ understudy_status ust_batch_create(const ust_model *model, int texts, int contex
   } else if (!ust_pass_init(&b->pass, model, b->layers, &b->words, texts, 1, b->slots) || !b->kv || !b->keys ||
              !b->logits || !b->norm_gain || !b->norm_bias) {
     missing = "the KV caches of a batch of texts";
-    bytes = kv_bytes;
+    bytes = kv_bytes + b->pass.bytes;
   }
   if (missing) {
     ust_batch_free(b);

@@ -19,7 +19,8 @@ static char *head_kv(const ust_timeline *t, int layer, int head) {
 understudy_status ust_timeline_create(const ust_model *model, int context, int max_rows, ust_timeline **timeline,
                                       understudy_error *err) {
   const ust_config *c = &model->config;
-  const size_t rows = (size_t)max_rows, nodes = (size_t)UST_MAX(UST_TREE_NODES, max_rows);
+  const size_t rows = (size_t)max_rows, nodes = UST_TREE_NODES;
+  assert(max_rows <= UST_TREE_NODES);
   ust_timeline *t = ust_alloc(sizeof *t);
   if (!t) return ust_error_memory(err, sizeof *t, "a timeline");
   t->model = model;
@@ -36,8 +37,9 @@ understudy_status ust_timeline_create(const ust_model *model, int context, int m
   t->path = ust_alloc(rows * UST_TREE_DEPTH * sizeof *t->path);
   const bool pass = ust_pass_init(&t->pass, model, model->layers, ust_model_words(model), max_rows, max_rows, t->slots);
   if (!pass || !t->kv || !t->parent || !t->depth || !t->keys || !t->identity || !t->path) {
+    const size_t bytes = kv_bytes + t->pass.bytes;
     ust_timeline_free(t);
-    return ust_error_memory(err, kv_bytes, "the KV cache and buffers of a session");
+    return ust_error_memory(err, bytes, "the KV cache and buffers of a session");
   }
   *timeline = t;
   return UNDERSTUDY_OK;
@@ -73,7 +75,7 @@ static void describe_row(ust_timeline *t, int row, int node) {
 }
 
 static void add_nodes(ust_timeline *t, const int32_t *parents, int rows) {
-  assert(rows <= t->max_rows && t->nodes + rows <= UST_MAX(UST_TREE_NODES, t->max_rows));
+  assert(rows <= t->max_rows && t->nodes + rows <= UST_TREE_NODES);
   for (int i = 0; i < rows; i++) {
     int node = t->nodes + i, parent = parents[i];
     assert(parent < node);

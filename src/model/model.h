@@ -28,7 +28,7 @@ uint64_t ust_model_kv_bytes(const ust_model *model);
 double ust_model_pass_flop(const ust_model *model, int rows, int wanted, int keys);
 int ust_model_threads(const ust_model *model);
 
-/* Room for `context` committed tokens plus UST_TREE_NODES; a pass takes at most max_rows rows. */
+/* Room for `context` committed tokens plus UST_TREE_NODES; a pass takes at most max_rows rows, no more than that. */
 understudy_status ust_timeline_create(const ust_model *model, int context, int max_rows, ust_timeline **timeline,
                                       understudy_error *err);
 void ust_timeline_free(ust_timeline *timeline);

@@ -13,6 +13,11 @@ static int quantised_inputs(const ust_pass *pass) {
   return most;
 }
 
+static void *take(ust_pass *pass, size_t bytes) {
+  pass->bytes += bytes;
+  return ust_alloc(bytes);
+}
+
 bool ust_pass_init(ust_pass *pass, const ust_model *model, const ust_layer *layers, const ust_matrix *words, int rows,
                    int together, int slots) {
   const ust_kernels *kernels = model->kernels;
@@ -21,13 +26,13 @@ bool ust_pass_init(ust_pass *pass, const ust_model *model, const ust_layer *laye
   const int inputs = quantised_inputs(pass);
   const size_t values = (size_t)rows * kernels->activation_size, width = (size_t)model->width_stride;
   pass->scratch_bytes = UST_ROUND_UP(kernels->attention_scratch(together, slots, head_dim), 64);
-  pass->residual = ust_alloc((size_t)rows * width * sizeof(float));
-  pass->qkv = ust_alloc((size_t)rows * (size_t)model->qkv_stride * sizeof(float));
-  pass->norm = ust_alloc(values * width);
-  pass->heads = ust_alloc(values * width);
-  pass->hidden = ust_alloc(values * (size_t)model->hidden_stride);
-  pass->integers = inputs ? ust_alloc(kernels->integers_bytes(rows, inputs)) : NULL;
-  pass->scratch = ust_alloc((size_t)model->threads * pass->scratch_bytes);
+  pass->residual = take(pass, (size_t)rows * width * sizeof(float));
+  pass->qkv = take(pass, (size_t)rows * (size_t)model->qkv_stride * sizeof(float));
+  pass->norm = take(pass, values * width);
+  pass->heads = take(pass, values * width);
+  pass->hidden = take(pass, values * (size_t)model->hidden_stride);
+  pass->integers = inputs ? take(pass, kernels->integers_bytes(rows, inputs)) : NULL;
+  pass->scratch = take(pass, (size_t)model->threads * pass->scratch_bytes);
   return pass->residual && pass->qkv && pass->norm && pass->heads && pass->hidden && (pass->integers || !inputs) &&
          pass->scratch;
 }

@@ -20,6 +20,7 @@ typedef struct ust_pass {
   char *integers; /* norm, heads or hidden as a product with a quantised matrix takes it; NULL: there is none */
   char *scratch;  /* [threads, scratch_bytes] for attention */
   size_t scratch_bytes;
+  size_t bytes; /* of all buffers, had or not */
   ust_barrier barrier;
 } ust_pass;
 

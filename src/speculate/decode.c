@@ -6,8 +6,6 @@
 #include "speculate/decode.h"
 #include "speculate/stages.h"
 
-enum { PROMPT_ROWS = 256 };
-
 struct ust_decoder {
   ust_decoder_options options;
   ust_timeline *timeline; /* holds history[0 … count-2]; the last token is the root of the next tree */
@@ -23,6 +21,7 @@ struct ust_decoder {
   ust_details details;
   ust_step_report report;
   int rehearsed; /* the target's part that is timed next */
+  bool unread;   /* a cancelled prompt left text that a model has yet to evaluate */
 };
 
 /* ---- life ---- */
@@ -42,7 +41,7 @@ static understudy_status allocate(ust_decoder *d, understudy_error *err) {
   const ust_decoder_options *o = &d->options;
   size_t logits = (size_t)UST_TARGET_ROWS * ust_model_logit_stride(o->target) * sizeof(float);
   size_t history = (size_t)o->context * sizeof(int32_t);
-  UST_TRY(ust_timeline_create(o->target, o->context, PROMPT_ROWS, &d->timeline, err));
+  UST_TRY(ust_timeline_create(o->target, o->context, UST_TREE_NODES, &d->timeline, err));
   UST_TRY(ust_sampler_create(ust_model_config(o->target)->vocabulary, &d->sampler, err));
   d->logits = ust_alloc(logits);
   d->history.tokens = ust_alloc(history);
@@ -127,6 +126,7 @@ void ust_decoder_reset(ust_decoder *d, const understudy_sampling *sampling) {
   if (sampling) d->options.sampling = *sampling;
   set_drafting(d);
   d->history.count = 0;
+  d->unread = false;
   ust_timeline_truncate(d->timeline, 0);
   if (d->options.text) ust_suffixes_reset(d->text.suffixes);
   if (d->options.draft) ust_draft_reset(&d->draft);
@@ -146,15 +146,27 @@ static void append(ust_decoder *d, int32_t token) {
 
 /* ---- prompt ---- */
 
-/* Evaluates the text the timeline lacks, all but the last token. */
-static understudy_status catch_up(ust_decoder *d, understudy_progress_fn progress, void *user, understudy_error *err) {
-  int last = d->history.count - 1;
-  for (int have = ust_timeline_committed(d->timeline); have < last; have = ust_timeline_committed(d->timeline)) {
-    int rows = UST_MIN(PROMPT_ROWS, last - have);
-    ust_timeline_append(d->timeline, d->history.tokens + have, rows, NULL);
-    if (progress && progress(user, "prompt", (uint64_t)(have + rows), (uint64_t)last))
-      return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "prompt: cancelled after %d of %d tokens", have + rows,
-                       d->history.count);
+/* Evaluation of the text by one model after the other. */
+typedef struct reading {
+  understudy_progress_fn progress;
+  void *user;
+  uint64_t done, total; /* tokens, of all models */
+} reading;
+
+/* Of the text, all but the last token. */
+static int unread_tokens(const ust_timeline *timeline, const ust_history *history) {
+  return history->count - 1 - ust_timeline_committed(timeline);
+}
+
+static understudy_status catch_up(ust_timeline *timeline, const ust_history *history, reading *r,
+                                  understudy_error *err) {
+  for (int left; (left = unread_tokens(timeline, history)) > 0;) {
+    int rows = UST_MIN(UST_TREE_NODES, left);
+    ust_timeline_append(timeline, history->tokens + ust_timeline_committed(timeline), rows, NULL);
+    r->done += (uint64_t)rows;
+    if (r->progress && r->progress(r->user, "prompt", r->done, r->total))
+      return ust_error(err, UNDERSTUDY_ERROR_CANCELLED, "prompt: cancelled at %llu of %llu",
+                       (unsigned long long)r->done, (unsigned long long)r->total);
   }
   return UNDERSTUDY_OK;
 }
@@ -167,12 +179,11 @@ static bool drafts(const ust_decoder *d) {
 /* Brings both models' timelines up to the text. That work is not decoding's. */
 static understudy_status read_text(ust_decoder *d, understudy_progress_fn progress, void *user, understudy_error *err) {
   uint64_t start = ust_clock_ns();
-  understudy_status status = catch_up(d, progress, user, err);
-  if (status == UNDERSTUDY_OK && drafts(d)) {
-    ust_work before = d->draft.work;
-    ust_draft_catch_up(&d->draft, &d->history);
-    d->draft.work = before;
-  }
+  reading r = {.progress = progress, .user = user, .total = (uint64_t)unread_tokens(d->timeline, &d->history)};
+  if (drafts(d)) r.total += (uint64_t)unread_tokens(d->draft.timeline, &d->history);
+  understudy_status status = catch_up(d->timeline, &d->history, &r, err);
+  if (status == UNDERSTUDY_OK && drafts(d)) status = catch_up(d->draft.timeline, &d->history, &r, err);
+  d->unread = status != UNDERSTUDY_OK;
   d->stats.prompt_seconds += ust_seconds_since(start);
   return status;
 }
@@ -365,8 +376,7 @@ ust_step ust_decoder_step(ust_decoder *d, int limit, ust_emit_fn emit, void *use
   walked w = {0};
   limit = UST_MIN(UST_MIN(limit, UST_TREE_DEEPEST + 1), d->options.context - d->history.count);
   if (limit <= 0) return (ust_step){.end = true};
-  if (ust_timeline_committed(d->timeline) < d->history.count - 1)
-    read_text(d, NULL, NULL, NULL); /* a cancelled prompt */
+  if (d->unread) read_text(d, NULL, NULL, NULL);
   uint64_t start = ust_clock_ns();
   ust_work before = d->draft.work;
   d->report = (ust_step_report){.expected_tokens = 1};

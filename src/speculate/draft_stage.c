@@ -5,10 +5,7 @@
 
 #include "speculate/stages.h"
 
-enum {
-  CATCH_UP = 64,    /* missing text beyond this goes through passes of its own, */
-  PROMPT_ROWS = 256 /* of so many rows */
-};
+enum { CATCH_UP = 64 }; /* missing text beyond this goes through passes of its own */
 
 static const float NEGLIGIBLE = 1e-3f; /* a reach not worth keeping a candidate for */
 
@@ -17,8 +14,8 @@ understudy_status ust_draft_create(const ust_model *model, int context, ust_plan
   *stage = (ust_draft_stage){.model = model, .planner = planner};
   int threads = ust_model_threads(model);
   size_t bytes = (size_t)UST_DRAFT_ROWS * ust_model_logit_stride(model) * sizeof(float);
-  understudy_status status = ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context), PROMPT_ROWS,
-                                                 &stage->timeline, err);
+  understudy_status status = ust_timeline_create(model, UST_MIN(context, ust_model_config(model)->context),
+                                                 UST_TREE_NODES, &stage->timeline, err);
   stage->logits = ust_alloc(bytes);
   stage->samplers = ust_alloc((size_t)threads * sizeof *stage->samplers);
   if (status == UNDERSTUDY_OK && (!stage->logits || !stage->samplers))
@@ -82,10 +79,11 @@ void ust_draft_rehearse(ust_draft_stage *stage, const understudy_sampling *sampl
   ust_timeline_truncate(stage->timeline, 0);
 }
 
-void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history) {
+/* The text before history->count - 1 enters the timeline. */
+static void catch_up(ust_draft_stage *stage, const ust_history *history) {
   for (int have; (have = ust_timeline_committed(stage->timeline)) < history->count - 1;) {
     uint64_t start = ust_clock_ns();
-    int rows = UST_MIN(PROMPT_ROWS, history->count - 1 - have);
+    int rows = UST_MIN(UST_TREE_NODES, history->count - 1 - have);
     ust_timeline_append(stage->timeline, history->tokens + have, rows, NULL);
     account(stage, rows, 0, have + rows, start);
   }
@@ -205,7 +203,7 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
   }
   if (behind > CATCH_UP) {
     stage->work.predicted += ust_cost_of(&stage->planner->draft_cost, behind);
-    ust_draft_catch_up(stage, history);
+    catch_up(stage, history);
   }
   uint64_t start = ust_clock_ns();
   int base = ust_timeline_nodes(stage->timeline), rows = 0;

@@ -65,8 +65,6 @@ bool ust_draft_grow(ust_draft_stage *stage, ust_text_stage *text, ust_tree *tree
                     int deepest, const understudy_sampling *sampling);
 /* The nodes path[0 … count-1] of the tree (path[0] the root) were committed. */
 void ust_draft_commit(ust_draft_stage *stage, const ust_tree *tree, const int32_t *path, int count);
-/* The text before history->count - 1 enters the timeline. */
-void ust_draft_catch_up(ust_draft_stage *stage, const ust_history *history);
 void ust_draft_reset(ust_draft_stage *stage);
 
 #endif

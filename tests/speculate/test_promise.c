@@ -286,38 +286,59 @@ static bool cancel(void *user, const char *what, uint64_t done, uint64_t total) 
   return true;
 }
 
-/* A prompt or a score that was cancelled leaves a decoder that goes on to write the same text. */
+/* Cancels at the report that *user counts down to; 0: never. */
+static bool cancel_at(void *user, const char *what, uint64_t done, uint64_t total) {
+  int *left = user;
+  assert_string_equal(what, "prompt");
+  assert_true(done <= total && total == 2 * 299);
+  return --*left == 0;
+}
+
+/* A prompt or a score that was cancelled leaves a decoder that goes on to write the same text, and whichever model has yet
+ * to read it, its reading is not decoding's work. */
 static void cancelling_loses_nothing(void **unused) {
   (void)unused;
+  enum { REPORTS = 4 }; /* of 256 tokens and the rest, by target and draft */
+  static const ust_shape chain = {.length = 4};
   random_model shape = {VOCABULARY, 400, 32, 1, 1, UST_TYPE_BF16, 21, 0.2f};
   ust_model *target = random_model_open(&shape, ust_kernels_best(), 1);
-  ust_decoder_options options = {
-      .target = target, .draft = target, .text = true, .context = 400, .end_token = -1, .sampling = samplings[1]};
+  ust_decoder_options options = {.target = target,
+                                 .draft = target,
+                                 .text = true,
+                                 .context = 400,
+                                 .end_token = -1,
+                                 .sampling = samplings[1],
+                                 .shape = chain};
   int32_t prompt[300];
   float logprobs[299];
-  uint64_t state = 4;
-  text texts[2] = {0};
+  uint64_t state = 4, rows = 0;
+  text texts[REPORTS + 1] = {0};
   understudy_error err;
   for (int i = 0; i < 300; i++) prompt[i] = random_below(&state, VOCABULARY);
-  for (int run = 0; run < 2; run++) {
+  for (int run = 0; run <= REPORTS; run++) {
     ust_decoder *decoder;
+    int left = run;
     assert_int_equal(ust_decoder_create(&options, &decoder, &err), UNDERSTUDY_OK);
-    if (run) {
+    if (run == 1) {
       assert_int_equal(ust_decoder_score(decoder, prompt, 300, logprobs, cancel, NULL, &err),
                        UNDERSTUDY_ERROR_CANCELLED);
       assert_int_equal(ust_decoder_count(decoder), 0);
     }
-    assert_int_equal(ust_decoder_prompt(decoder, prompt, 300, run ? cancel : NULL, NULL, &err),
+    assert_int_equal(ust_decoder_prompt(decoder, prompt, 300, cancel_at, &left, &err),
                      run ? UNDERSTUDY_ERROR_CANCELLED : UNDERSTUDY_OK);
+    assert_int_equal(left, run ? 0 : -REPORTS);
     understudy_stats stats;
     ust_decoder_stats(decoder, &stats);
     assert_true(stats.draft_passes == 0 && stats.bytes == 0);
     while (texts[run].count < LENGTH && !ust_decoder_step(decoder, LENGTH - texts[run].count, keep, &texts[run]).end) {
     }
+    assert_int_equal(texts[run].count, LENGTH);
+    assert_memory_equal(&texts[run], &texts[0], sizeof texts[0]);
+    ust_decoder_stats(decoder, &stats);
+    if (run == 0) rows = stats.draft_rows;
+    assert_true(stats.draft_rows == rows && rows > 0);
     ust_decoder_free(decoder);
   }
-  assert_int_equal(texts[0].count, LENGTH);
-  assert_memory_equal(&texts[0], &texts[1], sizeof texts[0]);
   ust_model_close(target);
 }
 
