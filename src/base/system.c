@@ -13,7 +13,7 @@ uint64_t ust_clock_ns(void) {
 }
 
 /* The lowest-numbered thread of a core stands for it; a core we cannot read about counts by itself. */
-static bool first_of_its_core(int cpu, const cpu_set_t *allowed) {
+static bool first_of_its_core(int cpu, const cpu_set_t *allowed, size_t size) {
   char path[96];
   snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
   FILE *file = fopen(path, "re");
@@ -28,7 +28,7 @@ static bool first_of_its_core(int cpu, const cpu_set_t *allowed) {
       separator = fgetc(file);
     }
     for (int other = from; other <= to && other < cpu; other++)
-      if (CPU_ISSET(other, allowed)) first = false;
+      if (CPU_ISSET_S(other, size, allowed)) first = false;
     if (separator != ',') break;
   }
   fclose(file);
@@ -99,13 +99,20 @@ static int cgroup_limit(void) {
   return limit;
 }
 
+/* Cores of the first `cpus` processors that this process may use; -1: the system may have more of them. */
+static int allowed_cores(int cpus) {
+  const size_t size = CPU_ALLOC_SIZE(cpus);
+  cpu_set_t *allowed = CPU_ALLOC(cpus);
+  int cores = allowed && sched_getaffinity(0, size, allowed) == 0 ? 0 : -1;
+  for (int cpu = 0; cpu < cpus && cores >= 0; cpu++)
+    if (CPU_ISSET_S(cpu, size, allowed) && first_of_its_core(cpu, allowed, size)) cores++;
+  CPU_FREE(allowed);
+  return cores;
+}
+
 int ust_thread_count(void) {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
-  int cores = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-    if (CPU_ISSET(cpu, &allowed) && first_of_its_core(cpu, &allowed)) cores++;
-  int limit = cgroup_limit();
+  int cores = -1, limit = cgroup_limit();
+  for (int cpus = 1024; cores < 0 && cpus <= 1 << 17; cpus *= 2) cores = allowed_cores(cpus);
   if (limit && limit < cores) cores = limit;
   return cores > 0 ? cores : 1;
 }

@@ -155,7 +155,7 @@ ALWAYS_INLINE void integer_sums(ust_format format, int strips, int rows, const c
       if (strips == 1) _mm_prefetch(next.at + (size_t)(i / 2) * next.step + (i % 2 ? next.apart : 0), _MM_HINT_T0);
       add_quad(format, strips, rows, i, lines, apart, integers_at, t);
     }
-    next.at += 4 * next.step;
+    if (strips == 1) next.at += 4 * next.step;
 #pragma GCC unroll 4
     for (int s = 0; s < strips; s++) {
       const char *head_at = strip + (size_t)s * apart + (size_t)(b / 8) * Q_LINE, *here = scales + (size_t)s * apart;

@@ -99,8 +99,11 @@ typedef struct far_streams {
   int lines;
 } far_streams;
 
+static const char nothing_far[1];
+#define NOTHING_FAR ((far_streams){.at = nothing_far, .end = nothing_far})
+
 static inline far_streams far_of(const char *begin, size_t bytes, int blocks) {
-  if (!begin) return (far_streams){0};
+  if (!begin) return NOTHING_FAR;
   size_t apart = bytes / FAR_STREAMS, lines = (apart + Q_LINE - 1) / Q_LINE;
   return (far_streams){begin, begin + apart, apart, (int)((lines + (size_t)blocks - 1) / (size_t)blocks)};
 }
@@ -178,7 +181,7 @@ ALWAYS_INLINE void vnni_rows(ust_format format, int panels, const char *const st
 #define ONE_BY_ONE(n)                                                                                                  \
   case n:                                                                                                              \
     vnni_sums(format, 1, n, strip, far, head, x, row, c, c_stride);                                                    \
-    vnni_sums(format, 1, n, strip + 1, (far_streams){0}, head, x, row, c + STRIP, c_stride);                           \
+    vnni_sums(format, 1, n, strip + 1, NOTHING_FAR, head, x, row, c + STRIP, c_stride);                                \
     break
   if (panels == 2) {
     vnni_sums(format, 4, 1, strip, far, head, x, row, c, c_stride);

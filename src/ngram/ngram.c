@@ -3,6 +3,7 @@
  * Nothing in the file is trusted: its size must be what the header says before anything is allocated, the checksum
  * must match, and every id, order and sum is checked. Back-off weights are computed here, from the rounded
  * probabilities, so that each context sums to one whatever was pruned. */
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/base.h"
@@ -64,6 +65,13 @@ static uint64_t take(reading *r, size_t size) {
 static double take_probability(reading *r) {
   uint64_t cost = take(r, 2);
   return r->coarse[cost >> 8] * r->fine[cost & 255];
+}
+
+/* Rounded down, so that what adds up to less than one still does. */
+static float take_float(reading *r) {
+  const double exact = take_probability(r);
+  const float rounded = (float)exact;
+  return (double)rounded > exact ? nextafterf(rounded, 0) : rounded;
 }
 
 static size_t expected_size(uint64_t vocabulary, const uint64_t *contexts, const uint64_t *entries, size_t id) {
@@ -148,7 +156,7 @@ static understudy_status read_contexts(reading *r, ust_ngram *ngram, int which) 
 static understudy_status read_successors(reading *r, ust_ngram *ngram, int which, uint32_t *seen) {
   level *l = &ngram->levels[which];
   for (uint32_t i = 0; i < l->successor_count; i++) l->successors[i].token = (int32_t)take(r, r->id_size);
-  for (uint32_t i = 0; i < l->successor_count; i++) l->successors[i].probability = (float)take_probability(r);
+  for (uint32_t i = 0; i < l->successor_count; i++) l->successors[i].probability = take_float(r);
   memset(seen, 0, (size_t)ngram->vocabulary * sizeof *seen);
   for (uint32_t c = 0; c < l->context_count; c++) {
     double sum = 0;

@@ -410,10 +410,11 @@ const float *ust_sampler_penalised(ust_sampler *sampler, const understudy_sampli
 understudy_status ust_sampling_check(const understudy_sampling *sampling, understudy_error *err) {
   const understudy_status bad = UNDERSTUDY_ERROR_ARGUMENT;
   if (!(sampling->temperature >= 0 && sampling->temperature <= FLT_MAX))
-    return ust_error(err, bad, "temperature is %g, expected a number of at least 0", (double)sampling->temperature);
+    return ust_error(err, bad, "temperature is %g, expected a finite number of at least 0",
+                     (double)sampling->temperature);
   if (sampling->top_k < 0) return ust_error(err, bad, "top_k is %d, expected at least 0", sampling->top_k);
   if (!(sampling->top_p > 0 && sampling->top_p <= 1))
-    return ust_error(err, bad, "top_p is %g, expected above 0 and at most 1", (double)sampling->top_p);
+    return ust_error(err, bad, "top_p is %g, expected 0 to 1", (double)sampling->top_p);
   if (!(sampling->min_p >= 0 && sampling->min_p <= 1))
     return ust_error(err, bad, "min_p is %g, expected 0 to 1", (double)sampling->min_p);
   if (!(sampling->repetition_penalty >= 0 && sampling->repetition_penalty <= 1000))

@@ -97,7 +97,7 @@ void ust_planner_observe_plan(ust_planner *p, const ust_plan *plan, const double
   enum { PATIENCE = 8 };
   double another = plan->rows < UST_TARGET_ROWS ? price[plan->rows + 1] - price[plan->rows] : HUGE_VAL;
   p->row = 0.9 * ust_planner_row(p) + 0.1 * UST_MAX(UST_MIN(plan->last, another), 0.0);
-  p->single = plan->rows == 1 ? p->single + 1 : 0;
+  p->single = plan->rows == 1 ? UST_MIN(p->single + 1, PATIENCE + 1) : 0;
   double missed = drafts ? UST_MAX(plan->first, (double)ust_record_chance(&p->evaluated[0], 1)) : plan->first;
   if (p->single > PATIENCE && another >= missed) ust_cost_fade_rows(&p->target_cost, fade * missed);
 }

@@ -294,8 +294,8 @@ static bool cancel_at(void *user, const char *what, uint64_t done, uint64_t tota
   return --*left == 0;
 }
 
-/* A prompt or a score that was cancelled leaves a decoder that goes on to write the same text, and whichever model has yet
- * to read it, its reading is not decoding's work. */
+/* A prompt or a score that was cancelled leaves a decoder that goes on to write the same text, and whichever model has
+ * yet to read it, its reading is not decoding's work. */
 static void cancelling_loses_nothing(void **unused) {
   (void)unused;
   enum { REPORTS = 4 }; /* of 256 tokens and the rest, by target and draft */
