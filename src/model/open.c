@@ -181,6 +181,23 @@ static understudy_status allocate(loader *l) {
   return UNDERSTUDY_OK;
 }
 
+/* Twice through all tensors: to check and count them, then to read them. */
+static understudy_status check_and_load(loader *l) {
+  const ust_config *c = &l->model->config;
+  const size_t layers = (size_t)c->layers * sizeof *l->model->layers, tensors = ust_weights_count(l->weights);
+  l->total = (uint64_t)c->vocabulary + (uint64_t)c->layers * (5 * (uint64_t)c->width + (uint64_t)c->feed_forward);
+  if (ust_weights_has(l->weights, "output.weight")) l->total += (uint64_t)c->vocabulary;
+  l->model->layers = ust_alloc(layers);
+  if (!l->model->layers) return ust_error_memory(l->err, layers, "layers");
+  l->seen = ust_alloc(tensors * sizeof *l->seen);
+  if (!l->seen) return ust_error_memory(l->err, tensors * sizeof *l->seen, "a list of tensors");
+  l->checking = true;
+  UST_TRY(load_all(l));
+  UST_TRY(check_all_seen(l));
+  UST_TRY(allocate(l));
+  return load_all(l);
+}
+
 /* Whole panels, an odd number of them: at a stride of many powers of two, the rows of a block would share a few sets of
  * the first-level cache. */
 static int row_stride(int n) {
@@ -212,22 +229,8 @@ understudy_status ust_model_open(const ust_weights *weights, const ust_kernels *
   m->hidden_stride = row_stride(c->feed_forward);
   m->vocabulary_stride = UST_ROUND_UP(c->vocabulary, UST_PANEL);
   loader l = {.weights = weights, .model = m, .progress = progress, .user = user, .err = err};
-  l.total = (uint64_t)c->vocabulary + (uint64_t)c->layers * (5 * (uint64_t)c->width + (uint64_t)c->feed_forward);
-  if (ust_weights_has(weights, "output.weight")) l.total += (uint64_t)c->vocabulary;
-  m->layers = ust_alloc((size_t)c->layers * sizeof *m->layers);
-  understudy_status status =
-      m->layers ? UNDERSTUDY_OK : ust_error_memory(err, (size_t)c->layers * sizeof *m->layers, "layers");
-  l.seen = ust_alloc(ust_weights_count(weights) * sizeof *l.seen);
-  if (status == UNDERSTUDY_OK && !l.seen)
-    status = ust_error_memory(err, ust_weights_count(weights), "a list of tensors");
-  if (status == UNDERSTUDY_OK) {
-    l.checking = true;
-    status = load_all(&l);
-  }
-  if (status == UNDERSTUDY_OK) status = check_all_seen(&l);
+  understudy_status status = check_and_load(&l);
   ust_free(l.seen);
-  if (status == UNDERSTUDY_OK) status = allocate(&l);
-  if (status == UNDERSTUDY_OK) status = load_all(&l);
   ust_free(l.buffers);
   if (status != UNDERSTUDY_OK) {
     ust_model_close(m);
