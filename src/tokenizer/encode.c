@@ -155,8 +155,9 @@ static void merge_symbols(const ust_tokenizer *tokenizer, ust_bpe *bpe, size_t s
   }
 }
 
-static bool append_id(ust_buffer *ids, int32_t id) {
-  return ust_buffer_append(ids, &id, sizeof id);
+static understudy_status append_id(ust_buffer *ids, int32_t id, understudy_error *err) {
+  return ust_buffer_append(ids, &id, sizeof id) ? UNDERSTUDY_OK
+                                                : ust_error_memory(err, 2 * ids->capacity + sizeof id, "token ids");
 }
 
 understudy_status ust_tokenizer_merge(const ust_tokenizer *tokenizer, ust_bpe *bpe, const char *piece, size_t size,
@@ -164,8 +165,7 @@ understudy_status ust_tokenizer_merge(const ust_tokenizer *tokenizer, ust_bpe *b
   if (size >= UINT32_MAX)
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "a word of %zu bytes, expected less than 4 GiB", size);
   int32_t word = look ? ust_tokenizer_word(tokenizer, piece, size) : -1;
-  if (word >= 0 && tokenizer->whole[word])
-    return append_id(ids, word) ? UNDERSTUDY_OK : ust_error_memory(err, ids->size, "token ids");
+  if (word >= 0 && tokenizer->whole[word]) return append_id(ids, word, err);
   UST_TRY(reserve(bpe, size, err));
   for (size_t i = 0; i < size; i++) {
     bpe->symbol[i] = tokenizer->byte_token[(unsigned char)piece[i]];
@@ -173,8 +173,7 @@ understudy_status ust_tokenizer_merge(const ust_tokenizer *tokenizer, ust_bpe *b
     bpe->previous[i] = (uint32_t)i - 1;
   }
   merge_symbols(tokenizer, bpe, size);
-  for (size_t i = 0; i < size; i = bpe->next[i])
-    if (!append_id(ids, bpe->symbol[i])) return ust_error_memory(err, ids->size, "token ids");
+  for (size_t i = 0; i < size; i = bpe->next[i]) UST_TRY(append_id(ids, bpe->symbol[i], err));
   return UNDERSTUDY_OK;
 }
 
@@ -257,7 +256,7 @@ static understudy_status encode_all(work *w, const char *text, size_t size, bool
       continue;
     }
     UST_TRY(encode_text(w, text + done, at - done, err));
-    if (!append_id(&w->ids, id)) return ust_error_memory(err, w->ids.size, "token ids");
+    UST_TRY(append_id(&w->ids, id, err));
     done = at += t->start[id + 1] - t->start[id];
   }
   return encode_text(w, text + done, size - done, err);
@@ -268,7 +267,7 @@ understudy_status ust_tokenizer_encode(const ust_tokenizer *tokenizer, const cha
   *ids = NULL;
   *count = 0;
   work w = {.tokenizer = tokenizer, .match = pcre2_match_data_create(1, NULL)};
-  bool ready = w.match && append_id(&w.ids, 0); /* so that an empty result is a block too */
+  bool ready = w.match && append_id(&w.ids, 0, NULL) == UNDERSTUDY_OK; /* so that an empty result is a block too */
   w.ids.size = 0;
   understudy_status status =
       ready ? encode_all(&w, text ? text : "", length, special, err) : ust_error_memory(err, length, "token ids");
