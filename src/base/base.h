@@ -115,8 +115,11 @@ bool ust_same_place(const char *a, const char *b);
 /* The last part of `path` if it names a place in `directory`, else NULL. */
 const char *ust_name_in(const char *path, const char *directory);
 /* Where a path's symbolic links lead, to something or to nothing yet, so that the file there is replaced and not the
- * link; the caller frees it. NULL: no memory. */
+ * link; a name of an open descriptor of this process (/dev/stdout) leads no further than to /proc. The caller frees it.
+ * NULL: no memory. */
 char *ust_followed(const char *path);
+/* That descriptor, whose file is shared with others and not to be replaced; -1: the path leads elsewhere. */
+int ust_shared_descriptor(const char *path);
 
 /* ---- hash ---- */
 
@@ -131,10 +134,12 @@ static inline uint64_t ust_hash(uint64_t hash, const void *data, size_t size) {
 
 /* ---- text for a terminal ---- */
 
-/* Control characters become '?': a file's text must not command a terminal. */
+/* Control characters become '?', those of UTF-8 with two bytes too: a file's text must not command a terminal. */
 static inline void ust_make_printable(char *text) {
-  for (; *text; text++)
-    if ((unsigned char)*text < 32 || *text == 127) *text = '?';
+  for (unsigned char *c = (unsigned char *)text; *c; c++) {
+    if (*c < 32 || *c == 127) *c = '?';
+    if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) *c = c[1] = '?';
+  }
 }
 
 /* ---- clock ---- */

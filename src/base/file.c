@@ -180,9 +180,22 @@ static int make_temporary(ust_writer *writer, make_fn make) {
   return made;
 }
 
+/* The descriptor of this process that `place` names, itself, not by way of a last link; -1: none. */
+static int descriptor_named(const char *place) {
+  static const char *const folders[] = {"/proc/self/fd", "/proc/thread-self/fd"};
+  char here[PATH_MAX], own[PATH_MAX];
+  int fd, used = 0, found = -1;
+  if (sscanf(last_part(place), "%9d%n", &fd, &used) != 1 || last_part(place)[used]) return -1;
+  char *parent = parent_of(place);
+  for (int i = 0; i < 2 && parent && realpath(parent, here); i++)
+    if (realpath(folders[i], own) && strcmp(here, own) == 0) found = fd;
+  free(parent);
+  return found;
+}
+
 char *ust_followed(const char *path) {
   char *place = strdup(path), to[PATH_MAX], *next;
-  for (int links = 0; place && links < 40; links++) { /* as many as Linux follows */
+  for (int links = 0; place && links < 40 && descriptor_named(place) < 0; links++) { /* as many as Linux follows */
     ssize_t length = readlink(place, to, sizeof to);
     if (length < 0 || length == sizeof to) break;
     int folder = to[0] == '/' ? 0 : (int)(last_part(place) - place);
@@ -193,14 +206,40 @@ char *ust_followed(const char *path) {
   return place;
 }
 
-/* The open descriptor a path stands for, whose file is shared with others and not to be replaced; -1: none. */
-static int descriptor_of(const char *path) {
-  int fd, used = 0;
-  if (strcmp(path, "/dev/stdout") == 0) return STDOUT_FILENO;
-  if (strcmp(path, "/dev/stderr") == 0) return STDERR_FILENO;
-  if (sscanf(path, "/dev/fd/%9d%n", &fd, &used) == 1 && used && !path[used]) return fd;
-  if (sscanf(path, "/proc/self/fd/%9d%n", &fd, &used) == 1 && used && !path[used]) return fd;
-  return -1;
+int ust_shared_descriptor(const char *path) {
+  char *place = ust_followed(path);
+  const int fd = place ? descriptor_named(place) : -1;
+  free(place);
+  return fd;
+}
+
+/* Why the regular file at `path`, `info` says what it is, must not be replaced, or cannot be: an errno; 0: nothing.
+ * What only renaming would tell is told before the work. */
+static int why_kept(const char *path, const char *place, const struct stat *info) {
+  if (faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) != 0) return errno; /* protected by its owner */
+  struct statx more;
+  if (statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &more) == 0) {
+    if (more.stx_attributes & STATX_ATTR_MOUNT_ROOT) return EBUSY;
+    if (more.stx_attributes & STATX_ATTR_APPEND) return EPERM;
+  }
+  struct stat folder;
+  char *parent = parent_of(place);
+  const uid_t user = geteuid();
+  const bool others = parent && user != 0 && stat(parent, &folder) == 0 && folder.st_mode & S_ISVTX &&
+                      folder.st_uid != user && info->st_uid != user;
+  free(parent);
+  return others ? EPERM : 0;
+}
+
+/* Opens the place that bytes go to; -1 and errno. `info`: what is there now, NULL: nothing. */
+static int open_place(ust_writer *writer, int shared, const struct stat *info) {
+  if (shared >= 0) return fcntl(shared, F_DUPFD_CLOEXEC, 0);
+  if (writer->in_place) return open(writer->path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+  int fd = open_nameless(writer->path);
+  writer->nameless = fd >= 0;
+  if (fd < 0) fd = make_temporary(writer, make_new);
+  if (fd >= 0 && info) (void)!fchmod(fd, info->st_mode & 0777);
+  return fd;
 }
 
 understudy_status ust_writer_open(ust_writer *writer, const char *path, understudy_error *err) {
@@ -208,29 +247,25 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   if (strcmp(path, "-") == 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                      "-: is no file name to write to, expected one (standard output is /dev/stdout)");
-  writer->path = ust_followed(path);
-  if (!writer->path) return ust_error_memory(err, strlen(path), "a path");
   struct stat info;
-  bool old = stat(path, &info) == 0;
-  const int shared = descriptor_of(path);
-  writer->in_place = shared >= 0 || (old && !S_ISREG(info.st_mode)); /* a device or pipe must not be replaced */
-  const bool circle = !old && errno == ELOOP;                        /* of links: stays one */
-  const bool too_long = strlen(last_part(writer->path)) > NAME_MAX;  /* told now, not only when it is renamed */
-  const bool kept = old && shared < 0 && faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) != 0; /* protected by its owner */
-  int fd = -1;
-  if (circle || too_long || kept) {
-    errno = circle ? ELOOP : too_long ? ENAMETOOLONG : EACCES;
-  } else if (writer->in_place) {
-    fd = shared >= 0 ? fcntl(shared, F_DUPFD_CLOEXEC, 0) : open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
-  } else {
-    fd = open_nameless(writer->path);
-    writer->nameless = fd >= 0;
-    if (fd < 0) fd = make_temporary(writer, make_new);
-    if (fd >= 0 && old) (void)!fchmod(fd, info.st_mode & 0777);
+  const int absent = stat(path, &info) == 0 ? 0 : errno;
+  const int shared = ust_shared_descriptor(path);
+  writer->in_place = shared >= 0 || (!absent && !S_ISREG(info.st_mode)); /* a device or pipe must not be replaced */
+  writer->path = writer->in_place ? strdup(path) : ust_followed(path);
+  if (!writer->path) return ust_error_memory(err, strlen(path), "a path");
+  int code = 0, fd = -1;
+  if (absent == ELOOP) /* a circle of links stays one */
+    code = ELOOP;
+  else if (strlen(last_part(writer->path)) > NAME_MAX) /* told now, not only when it is renamed */
+    code = ENAMETOOLONG;
+  else if (!absent && !writer->in_place)
+    code = why_kept(path, writer->path, &info);
+  if (!code) {
+    fd = open_place(writer, shared, absent ? NULL : &info);
+    writer->stream = fd >= 0 ? fdopen(fd, "wb") : NULL;
+    if (writer->stream) return UNDERSTUDY_OK;
+    code = errno;
   }
-  writer->stream = fd >= 0 ? fdopen(fd, "wb") : NULL;
-  if (writer->stream) return UNDERSTUDY_OK;
-  int code = errno;
   if (fd >= 0) close(fd);
   ust_writer_abandon(writer);
   return io_error(err, path, "write", code);
@@ -260,9 +295,13 @@ understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err) {
   if (!failure && writer->nameless && make_temporary(writer, make_link) < 0) failure = errno;
   if (fclose(writer->stream) != 0 && !failure) failure = errno;
   writer->stream = NULL;
-  if (!failure && !writer->in_place && rename(writer->temporary, writer->path) != 0) failure = errno;
   understudy_status status = UNDERSTUDY_OK;
-  if (failure) {
+  if (!failure && !writer->in_place && rename(writer->temporary, writer->path) != 0) {
+    status = ust_error(err, UNDERSTUDY_ERROR_IO, "%s: cannot write: %s; what was written is in %s", writer->path,
+                       strerror(errno), writer->temporary);
+    free(writer->temporary);
+    writer->temporary = NULL;
+  } else if (failure) {
     status = io_error(err, writer->path, "write", failure);
   } else {
     free(writer->temporary);

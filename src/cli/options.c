@@ -213,6 +213,7 @@ bool ust_cli_parse(const ust_cli_help *help, const ust_option *options, int argc
   }
   longs[count] = (struct option){"help", no_argument, NULL, 'h'};
 
+  unsetenv("POSIXLY_CORRECT"); /* with it getopt would take no option after an argument */
   opterr = 0;
   optind = 1;
   for (int found, of_long = -1; (found = getopt_long(argc, argv, shorts, longs, &of_long)) != -1; of_long = -1) {

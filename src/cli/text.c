@@ -168,7 +168,7 @@ static understudy_status split_prompts(const char *path, const char *data, size_
     const char *newline = memchr(line, '\n', (size_t)(end - line));
     size_t length = (size_t)((newline ? newline : end) - line);
     number++;
-    if (length && !(length == 1 && *line == '\r')) UST_TRY(add_json_line(prompts, path, number, line, length, err));
+    if (skip_blanks(line, length, 0) < length) UST_TRY(add_json_line(prompts, path, number, line, length, err));
     line += length + 1;
   }
   return UNDERSTUDY_OK;

@@ -40,9 +40,8 @@ static understudy_status run_gnuplot(const ust_buffer *script, const char *path,
   close(ends[0]);
   if (failure) {
     close(ends[1]);
-    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
-                     "%s: cannot draw the chart: gnuplot cannot be started (%s); install gnuplot, or give --json alone",
-                     path, strerror(failure));
+    return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED, "%s: cannot draw the chart: gnuplot cannot be started (%s)%s",
+                     path, strerror(failure), failure == ENOENT ? "; install gnuplot, or give --json alone" : "");
   }
   bool written = write_all(ends[1], script->data, script->size);
   close(ends[1]);

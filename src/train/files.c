@@ -1,5 +1,6 @@
 /* Files of a run other than its checkpoint: the finished model as GGUF, the teacher's weights, the loss log. */
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -80,18 +81,30 @@ static size_t kept_lines(const char *text, size_t size, int step) {
   return kept;
 }
 
+/* Behind what stands there. */
+static FILE *open_shared(int descriptor) {
+  const int fd = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+  FILE *file = fd >= 0 ? fdopen(fd, "w") : NULL;
+  if (fd >= 0 && !file) close(fd);
+  return file;
+}
+
 understudy_status ust_train_log_open(const ust_train_run *run, FILE **log, understudy_error *err) {
   static const char heading[] = "step,loss,kl,heldout,rate,tokens_per_s\n";
   const char *path = run->options->log;
   char *old = NULL;
   size_t size = 0;
   struct stat info;
-  if (run->step > 0 && stat(path, &info) == 0 && S_ISREG(info.st_mode))
+  const int shared = ust_shared_descriptor(path);
+  if (shared < 0 && run->step > 0 && stat(path, &info) == 0 && S_ISREG(info.st_mode))
     UST_TRY(ust_file_slurp(path, (size_t)1 << 30, &old, &size, err));
   size_t kept = kept_lines(old, size, run->step);
   ust_free(old);
   bool good = kept == 0 || truncate(path, (off_t)kept) == 0; /* lines that stay are never written again */
-  *log = good ? fopen(path, kept ? "ae" : "we") : NULL;
+  if (shared >= 0)
+    *log = open_shared(shared);
+  else
+    *log = good ? fopen(path, kept ? "ae" : "we") : NULL;
   good = *log && (kept > 0 || (fputs(heading, *log) >= 0 && fflush(*log) == 0));
   if (good) return UNDERSTUDY_OK;
   understudy_status status = log_error(path, err);

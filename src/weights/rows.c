@@ -13,9 +13,10 @@ enum { CHUNK = 120 * 256, TILE_ROWS = 32, TILE_COLS = 16 }; /* elements decoded 
 /* Names one of the `count` values that is infinite or not a number. */
 static understudy_status refuse(const ust_weights *weights, const ust_tensor *tensor, const float *values,
                                 understudy_error *err) {
-  while (isfinite(*values)) values++;
-  return ust_error(err, UNDERSTUDY_ERROR_FORMAT, "%s: tensor %s: found a value of %g, expected finite numbers",
-                   weights->path, tensor->name, (double)*values);
+  while (fabsf(*values) < 0x1.ffp127f) values++;
+  return ust_error(err, UNDERSTUDY_ERROR_FORMAT,
+                   "%s: tensor %s: found a value of %g, expected finite numbers (up to 3.39e+38)", weights->path,
+                   tensor->name, (double)*values);
 }
 
 static understudy_status read_in_order(const ust_weights *weights, const ust_tensor *tensor, uint64_t row,

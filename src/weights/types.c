@@ -14,12 +14,13 @@ static float load_f16(const unsigned char *b) {
   return ust_f16_to_f32(load_u16(b));
 }
 
-/* Elements that are blocks of their own, many at a time; false when one is infinite or not a number, which an exponent
- * of ones says: adding its last bit carries into the bit above. */
+/* Elements that are blocks of their own, many at a time; false when one is infinite or not a number: adding its last
+ * bit to an exponent of ones carries into the bit above. F32 that would round to an infinite bf16 counts as
+ * infinite. */
 static bool decode_f32(const unsigned char *data, size_t count, float *out) {
   uint32_t carried = 0;
   memcpy(out, data, count * sizeof *out);
-  for (size_t i = 0; i < count; i++) carried |= (ust_load_u32(data + 4 * i) & 0x7f800000) + 0x00800000;
+  for (size_t i = 0; i < count; i++) carried |= (ust_load_u32(data + 4 * i) & 0x7fffffff) + 0x00808000;
   return !(carried >> 31);
 }
 static bool decode_f16(const unsigned char *data, size_t count, float *out) {

@@ -26,16 +26,15 @@ done
 version=$(pkg-config --modversion understudy)
 "$work/place/bin/understudy" --version | grep -qF "$version" || { echo "install: versions differ" >&2; exit 1; }
 
-# shellcheck disable=SC2046
-"$cc" -std=c17 -Wall -Wextra -Werror "$@" "$top/examples/generate.c" -o "$work/with-pkg-config" \
-  $(pkg-config --cflags --libs understudy)
+eval "flags=($(pkg-config --cflags --libs understudy))" # its blanks are escaped
+"$cc" -std=c17 -Wall -Wextra -Werror "$@" "$top/examples/generate.c" -o "$work/with-pkg-config" "${flags[@]}"
 
 mkdir "$work/project"
 cat >"$work/project/CMakeLists.txt" <<END
 cmake_minimum_required(VERSION 3.21)
 project(example LANGUAGES C)
 find_package(understudy ${version%.*} REQUIRED)
-add_executable(with-cmake $top/examples/generate.c)
+add_executable(with-cmake "$top/examples/generate.c")
 target_link_libraries(with-cmake PRIVATE understudy::understudy)
 END
 cmake -S "$work/project" -B "$work/project/build" -DCMAKE_PREFIX_PATH="$work/place" -DCMAKE_C_COMPILER="$cc" \

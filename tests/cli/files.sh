@@ -98,7 +98,26 @@ find . -name '*.ckpt*'
 echo "== what stands before an open descriptor stays; the input is not written over"
 echo before >log
 "$UNDERSTUDY" run -q -m "$model" -n 2 --json /dev/stdout hi >>log && head -1 log && grep -c '"isa"' log
+ln -s /dev/stdout out
+for name in out /dev//stdout /dev/./fd/1 /proc/thread-self/fd/1; do
+  echo before >log
+  "$UNDERSTUDY" run -q -m "$model" -n 2 --json $name hi >>log && head -1 log && grep -c '"isa"' log
+done
+echo before >log
+"$UNDERSTUDY" train -q --tokenizer "$model" --corpus text.txt --width 32 --layers 1 --heads 1 --context 256 --steps 2 \
+  --batch 256 -o t.gguf --log /dev/stdout >>log
+cut -d, -f1 log
+"$UNDERSTUDY" run -q -m "$model" -n 2 --json out hi 2>&1 >/dev/full | sed 1d
+"$UNDERSTUDY" train -q --tokenizer "$model" --corpus text.txt --width 32 --layers 1 --heads 1 --context 256 --steps 2 \
+  --batch 256 -o /dev/stdout | cat >piped
+head -c 4 piped; echo
+find . -name '*.ckpt*'
 echo prompt >given
 "$UNDERSTUDY" run -q -m "$model" -n 2 --json given <given || echo "exit $?"
 cat given
+echo "== names"
+"$UNDERSTUDY" run -m "$(printf '\303\274n\303\257/nichts')" hi 2>&1
+"$UNDERSTUDY" run -m "$(printf '%0200d/%0200d/%0200d' 1 2 3)/none.gguf" hi 2>&1
+"$UNDERSTUDY" run -m "$(printf 'a\033[2Jb\302\233c')" hi 2>&1
+POSIXLY_CORRECT=1 "$UNDERSTUDY" tokenize hi -m "$model"
 exit 0

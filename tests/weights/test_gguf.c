@@ -226,7 +226,7 @@ static void values_that_are_none(void **state) {
     uint32_t bits[2];
     size_t bytes;
     uint64_t step;
-  } cases[] = {{"token_embd.weight", {0x7f800000, 0xffc00001}, 4, 1},
+  } cases[] = {{"token_embd.weight", {0x7f7f8000, 0xffc00001}, 4, 1},
                {"f16", {0xfc00, 0x7c01}, 2, 1},
                {"long", {0x7f80, 0xffff}, 2, 1777}};
   unlink(in_folder("b.gguf"));
