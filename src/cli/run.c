@@ -79,11 +79,11 @@ static void explain_step(void *user, const ust_step_report *r) {
   explainer *e = user;
   if (isatty(STDOUT_FILENO) && e->out->last != '\n') fputc('\n', stderr); /* not in the midst of the answer */
   if (e->step++ % 20 == 0)
-    ust_cli_note("     rows planned           draft's  tokens  milliseconds      tokens found\n"
-                 "step all draft n-gram text pass row expected planned   took   all draft n-gram text");
+    ust_cli_note("     rows planned           draft's tokens milliseconds   tokens found\n"
+                 "step all draft n-gram text pass row likely planned   took  all draft n-gram text");
   int rows = 0;
   for (int i = 0; i < UST_DETAIL_ORIGINS; i++) rows += r->rows_from[i];
-  ust_cli_note("%4d %3d %5d %6d %4d %4d %3d %8.2f %7.2f %6.2f   %3d %5d %6d %4d", e->step, rows,
+  ust_cli_note("%4d %3d %5d %6d %4d %4d %3d %6.2f %7.2f %6.2f  %3d %5d %6d %4d", e->step, rows,
                r->rows_from[UNDERSTUDY_FROM_DRAFT], r->rows_from[UNDERSTUDY_FROM_NGRAM],
                r->rows_from[UNDERSTUDY_FROM_CONTEXT], r->draft_passes, r->draft_rows, r->expected_tokens,
                r->predicted_seconds * 1e3, r->seconds * 1e3, r->tokens, r->tokens_from[UNDERSTUDY_FROM_DRAFT],
@@ -96,14 +96,16 @@ static void print_statistics(const understudy_stats *s, const run_options *o) {
   ust_cli_note("%llu token%s in %.2f s: %.1f tokens/s, %.2f tokens/pass, %s%s", (unsigned long long)s->tokens,
                s->tokens == 1 ? "" : "s", s->seconds, per_s, per_pass, o->mode, ust_cli_stopped() ? ", stopped" : "");
   if (strcmp(o->mode, "plain") == 0) return;
-  char draft[32] = "", text[64] = "";
+  char draft[32] = "", ngram[32] = "", text[32] = "";
   if (o->models.draft)
     snprintf(draft, sizeof draft, ", draft %llu", (unsigned long long)s->accepted[UNDERSTUDY_FROM_DRAFT]);
-  if (strcmp(o->mode, "staged") == 0)
-    snprintf(text, sizeof text, ", n-gram %llu, text so far %llu",
-             (unsigned long long)s->accepted[UNDERSTUDY_FROM_NGRAM],
-             (unsigned long long)s->accepted[UNDERSTUDY_FROM_CONTEXT]);
-  ust_cli_note("found by: target %llu%s%s", (unsigned long long)s->accepted[UNDERSTUDY_FROM_TARGET], draft, text);
+  const bool staged = strcmp(o->mode, "staged") == 0;
+  if (staged && o->models.ngram)
+    snprintf(ngram, sizeof ngram, ", n-gram %llu", (unsigned long long)s->accepted[UNDERSTUDY_FROM_NGRAM]);
+  if (staged)
+    snprintf(text, sizeof text, ", text so far %llu", (unsigned long long)s->accepted[UNDERSTUDY_FROM_CONTEXT]);
+  ust_cli_note("found by: target %llu%s%s%s", (unsigned long long)s->accepted[UNDERSTUDY_FROM_TARGET], draft, ngram,
+               text);
 }
 
 /* The answer and the figures may go to the same place, a terminal by way of a pipe or one file. */
@@ -218,7 +220,11 @@ int ust_cli_run(int argc, char **argv) {
       {UST_FLAG("color", 0, &o.color,
                 "tint tokens by who found them, even in a pipe or with NO_COLOR (on a terminal the default): green "
                 "draft, cyan n-gram, yellow context, the target's own plain")},
-      {UST_FLAG("explain", 0, &o.explain, "a line on stderr for each step: what was planned and what came of it")},
+      {UST_FLAG(
+          "explain", 0, &o.explain,
+          "a line on stderr for each step: rows of the target's pass and who proposed them (one is the text's last "
+          "token); the draft's passes and rows; tokens the planner thought likely, milliseconds it planned and the "
+          "step took; tokens found, by whom (one is the target's own)")},
       UST_OPTIONS_QUIET(&o.quiet),
       UST_OPTIONS_END,
   };

@@ -19,7 +19,7 @@ static void show_progress(void *user, const ust_train_progress *p) {
     length += snprintf(text + length, sizeof text - (size_t)length, "  held-out %.3f", p->heldout);
   ust_cli_left(terminal ? -1 : p->seconds_left, left); /* a bar says it itself */
   snprintf(text + length, sizeof text - (size_t)length, "  %.0f tokens/s%s", p->tokens_per_s, left);
-  if (!isnan(p->heldout) || (!terminal && now - *noted_ns > NOTE_S * 1000000000ull)) {
+  if (!isnan(p->heldout) || p->step == p->steps || (!terminal && now - *noted_ns > NOTE_S * 1000000000ull)) {
     ust_cli_note("%s", text);
     *noted_ns = now;
   }

@@ -86,11 +86,11 @@ static understudy_status read_count(reader *r, const char *field, uint64_t most,
 static understudy_status read_preamble(reader *r, uint64_t *tensors, uint64_t *keys) {
   UST_TRY(need(r, 4, "magic"));
   if (memcmp(r->bytes, "GGUF", 4) != 0)
-    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT, "%s: magic: found \"%.4s\"%s, expected \"GGUF\"", r->file->path,
-                     (const char *)r->bytes,
-                     memcmp(r->bytes, "USTN", 4) == 0   ? " (an n-gram file)"
-                     : memcmp(r->bytes, "USTT", 4) == 0 ? " (a checkpoint of training)"
-                                                        : "");
+    return ust_error(
+        r->err, UNDERSTUDY_ERROR_FORMAT, "%s: magic: found \"%.4s\"%s", r->file->path, (const char *)r->bytes,
+        memcmp(r->bytes, "USTN", 4) == 0   ? " (an n-gram file), expected \"GGUF\""
+        : memcmp(r->bytes, "USTT", 4) == 0 ? " (a checkpoint of training), expected \"GGUF\""
+                                           : ", expected \"GGUF\" (of a Hugging Face model give the directory)");
   r->at = 4;
   uint32_t version;
   UST_TRY(read_u32(r, "version", &version));
@@ -117,11 +117,10 @@ static understudy_status read_array(reader *r, const char *field, ust_key *key) 
   if (key->element == UST_GGUF_ARRAY) return bad(r, field, "an array of arrays", "an array of scalars or strings");
   size_t size = value_types[key->element].size;
   if (key->count > (r->limit - r->at) / size || key->count > UST_ARRAY_MAX)
-    return ust_error(r->err, UNDERSTUDY_ERROR_FORMAT,
-                     "%s: %s: found an array of %" PRIu64 " elements, expected at most %" PRIu64
-                     " in what follows of the file",
-                     r->file->path, field, key->count,
-                     (uint64_t)UST_MIN((r->limit - r->at) / size, (size_t)UST_ARRAY_MAX));
+    return ust_error(
+        r->err, UNDERSTUDY_ERROR_FORMAT,
+        "%s: %s: found an array of %" PRIu64 " elements, expected at most %" PRIu64 " in what follows of the file",
+        r->file->path, field, key->count, (uint64_t)UST_MIN((r->limit - r->at) / size, (size_t)UST_ARRAY_MAX));
   if (key->element == UST_GGUF_STRING) return read_strings(r, field, key);
   UST_TRY(need(r, key->count * size, field));
   key->value = r->bytes + r->at;
