@@ -1,6 +1,10 @@
 /* understudy bench --predict: what a recorded run would give on another machine, after showing how well the same
  * arithmetic tells what was measured on the machine that recorded it. */
+#include <math.h>
+
 #include "cli/cli.h"
+
+static const double DOUBTFUL = 0.3; /* an error of the check worth a word */
 
 static double plain_rate(const ust_bench *run, const ust_device *device) {
   for (int i = 0; i < run->mode_count; i++)
@@ -8,7 +12,9 @@ static double plain_rate(const ust_bench *run, const ust_device *device) {
   return 0;
 }
 
-static void print_check(const ust_bench *run) {
+/* Returns the largest error, as a share of what was measured. */
+static double print_check(const ust_bench *run) {
+  double worst = 0;
   ust_device here = {"this machine", run->read_gb_per_s, run->peak_tflop_per_s, 0, 0, false};
   printf("tokens/s on the machine of the run (%.4g GB/s, %.3g TFLOP/s, no fixed cost of a pass)\n", here.read_gb_per_s,
          here.peak_tflop_per_s);
@@ -16,8 +22,11 @@ static void print_check(const ust_bench *run) {
   for (int i = 0; i < run->mode_count; i++) {
     const ust_bench_mode *mode = &run->modes[i];
     double measured = mode->tokens / mode->seconds, predicted = ust_measure_predict(run, mode, &here).tokens_per_s;
-    printf("%-12s %12.1f %12.1f %+6.0f %%\n", mode->name, measured, predicted, 100 * (predicted / measured - 1));
+    double error = predicted / measured - 1;
+    printf("%-12s %12.1f %12.1f %+6.0f %%\n", mode->name, measured, predicted, 100 * error);
+    worst = fmax(worst, fabs(error));
   }
+  return worst;
 }
 
 /* The row counts that took a twentieth of the run's passes' time or more, all modes together. */
@@ -69,8 +78,10 @@ understudy_status ust_cli_print_prediction(const char *device_text, const char *
   UST_TRY(ust_measure_device(device_text, &device, err));
   UST_TRY(ust_measure_read_bench(bench, &run, err));
   UST_TRY(ust_measure_check_bench(&run, bench, err));
-  print_check(&run);
+  const double worst = print_check(&run);
   print_check_of_rows(&run);
+  if (worst > DOUBTFUL)
+    printf("\nUp to %.0f %% off on the run's own machine: expect no better of what follows.\n", 100 * worst);
   print_device(&run, &device);
   return UNDERSTUDY_OK;
 }

@@ -17,10 +17,13 @@ for device in rtx4090 1100GB/s,1TFLOP/s,500us; do
 done
 echo "== without passes by rows"
 "$UNDERSTUDY" bench --from=old.json --predict rtx4090 || echo "exit $?"
+echo "== of a busy machine"
+sed 's/"seconds": 12.5/"seconds": 30/' bench.json >busy.json
+"$UNDERSTUDY" bench --from busy.json --predict rtx4090 | grep -A1 'plain\|Up to'
 echo "== after a run"
 printf '{"prompt": "hello"}\n' >set.jsonl
 "$UNDERSTUDY" bench -m "$FIXTURES/gpt2-tiny" -n 8 --prompts set.jsonl --json run.json --predict pi5 >stdout || echo "exit $?"
-sed -E '1,/^texts/d; /^The file/d; s/\(.*\)/(…)/; /^ *[2-9] |^ *[1-9][0-9] /d; s/ *[0-9.+-]{2,}.*/ …/' stdout
+sed -E '1,/^texts/d; /^$/{N;/\nUp to/d}; /^The file/d; s/\(.*\)/(…)/; /^ *[2-9] |^ *[1-9][0-9] /d; s/ *[0-9.+-]{2,}.*/ …/' stdout
 echo "== errors"
 for from in set.jsonl absent .; do "$UNDERSTUDY" bench --predict pi5 --from $from 2>&1; done
 echo '{"modes": [{"mode": "plain"}]}' >short.json
