@@ -120,6 +120,8 @@ const char *ust_name_in(const char *path, const char *directory);
 char *ust_followed(const char *path);
 /* That descriptor, whose file is shared with others and not to be replaced; -1: the path leads elsewhere. */
 int ust_shared_descriptor(const char *path);
+/* Whether bytes written to `path` go into what is there, such a descriptor, a device or a pipe, and replace nothing. */
+bool ust_in_place(const char *path);
 
 /* ---- hash ---- */
 

@@ -213,6 +213,11 @@ int ust_shared_descriptor(const char *path) {
   return fd;
 }
 
+bool ust_in_place(const char *path) {
+  struct stat info;
+  return ust_shared_descriptor(path) >= 0 || (stat(path, &info) == 0 && !S_ISREG(info.st_mode));
+}
+
 /* Why the regular file at `path`, `info` says what it is, must not be replaced, or cannot be: an errno; 0: nothing.
  * What only renaming would tell is told before the work. */
 static int why_kept(const char *path, const char *place, const struct stat *info) {
@@ -232,9 +237,11 @@ static int why_kept(const char *path, const char *place, const struct stat *info
 }
 
 /* Opens the place that bytes go to; -1 and errno. `info`: what is there now, NULL: nothing. */
-static int open_place(ust_writer *writer, int shared, const struct stat *info) {
-  if (shared >= 0) return fcntl(shared, F_DUPFD_CLOEXEC, 0);
-  if (writer->in_place) return open(writer->path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+static int open_place(ust_writer *writer, const struct stat *info) {
+  if (writer->in_place) {
+    const int shared = ust_shared_descriptor(writer->path);
+    return shared >= 0 ? fcntl(shared, F_DUPFD_CLOEXEC, 0) : open(writer->path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+  }
   int fd = open_nameless(writer->path);
   writer->nameless = fd >= 0;
   if (fd < 0) fd = make_temporary(writer, make_new);
@@ -249,8 +256,7 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
                      "-: is no file name to write to, expected one (standard output is /dev/stdout)");
   struct stat info;
   const int absent = stat(path, &info) == 0 ? 0 : errno;
-  const int shared = ust_shared_descriptor(path);
-  writer->in_place = shared >= 0 || (!absent && !S_ISREG(info.st_mode)); /* a device or pipe must not be replaced */
+  writer->in_place = ust_in_place(path);
   writer->path = writer->in_place ? strdup(path) : ust_followed(path);
   if (!writer->path) return ust_error_memory(err, strlen(path), "a path");
   int code = 0, fd = -1;
@@ -261,7 +267,7 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
   else if (!absent && !writer->in_place)
     code = why_kept(path, writer->path, &info);
   if (!code) {
-    fd = open_place(writer, shared, absent ? NULL : &info);
+    fd = open_place(writer, absent ? NULL : &info);
     writer->stream = fd >= 0 ? fdopen(fd, "wb") : NULL;
     if (writer->stream) return UNDERSTUDY_OK;
     code = errno;
@@ -272,9 +278,7 @@ understudy_status ust_writer_open(ust_writer *writer, const char *path, understu
 }
 
 understudy_status ust_writer_check(const char *path, understudy_error *err) {
-  struct stat info;
-  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode) &&
-      faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0)
+  if (ust_in_place(path) && !ust_is_directory(path) && faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0)
     return UNDERSTUDY_OK; /* opening a pipe and closing it would end its reader's input */
   ust_writer writer;
   UST_TRY(ust_writer_open(&writer, path, err));

@@ -1,7 +1,6 @@
 /* understudy train: makes a GPT-2 from a text file; and what it shares with `distill`, which differs by a teacher. */
 #include <errno.h>
 #include <math.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/train_options.h"
@@ -52,11 +51,8 @@ int ust_cli_run_training(ust_cli_training *cli) {
   o->progress = show_progress;
   o->stop = asked_to_stop;
   o->user = &noted_ns;
-  char checkpoint[4096]; /* as long as a path can be */
-  struct stat info;
-  const bool streamed =
-      ust_shared_descriptor(o->output) >= 0 || (stat(o->output, &info) == 0 && !S_ISREG(info.st_mode));
-  bool own_checkpoint = !o->checkpoint && !streamed; /* there is no place beside a pipe */
+  char checkpoint[4096];                                            /* as long as a path can be */
+  bool own_checkpoint = !o->checkpoint && !ust_in_place(o->output); /* there is no place beside a pipe */
   if (own_checkpoint) {
     int length = snprintf(checkpoint, sizeof checkpoint, "%s.ckpt", o->output);
     if (length < 0 || (size_t)length >= sizeof checkpoint) {

@@ -101,10 +101,7 @@ understudy_status ust_train_log_open(const ust_train_run *run, FILE **log, under
   size_t kept = kept_lines(old, size, run->step);
   ust_free(old);
   bool good = kept == 0 || truncate(path, (off_t)kept) == 0; /* lines that stay are never written again */
-  if (shared >= 0)
-    *log = open_shared(shared);
-  else
-    *log = good ? fopen(path, kept ? "ae" : "we") : NULL;
+  *log = shared >= 0 ? open_shared(shared) : good ? fopen(path, kept ? "ae" : "we") : NULL;
   good = *log && (kept > 0 || (fputs(heading, *log) >= 0 && fflush(*log) == 0));
   if (good) return UNDERSTUDY_OK;
   understudy_status status = log_error(path, err);
