@@ -39,7 +39,7 @@ for variants in cha chains chain, ,tree tree,x,chain; do bench set.jsonl --varia
 echo "== stopped"
 yes '{"prompt": "hello"}' | head -5000 >many.jsonl
 "$UNDERSTUDY" bench -m "$model" --prompts many.jsonl --json never.json >stdout 2>stderr &
-sleep 6
+computed $! 1000
 kill -INT $!
 wait $!
 echo "exit $?: $(cat stderr)"

@@ -43,8 +43,7 @@ interrupt() { # NAME ARGUMENTS…
   local name=$1
   shift
   "$UNDERSTUDY" "$@" >stdout 2>stderr &
-  until grep -q 'SigCgt:.*[2367abef]$' /proc/$!/status; do sleep 0.05; done # it catches SIGINT
-  sleep 0.3
+  computed $! 60
   kill -INT $!
   wait $!
   said "$name" $?
