@@ -292,6 +292,15 @@ void ust_writer_write(ust_writer *writer, const void *data, size_t size) {
   writer->written += size;
 }
 
+/* A new name outlasts a power cut once its directory is on the disk, too. */
+static void sync_directory_of(const char *path) {
+  char *directory = parent_of(path);
+  int fd = directory ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+  if (fd >= 0) (void)!fsync(fd); /* some file systems cannot; the old file is whole there */
+  if (fd >= 0) close(fd);
+  free(directory);
+}
+
 understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err) {
   int failure = writer->failure;
   if (!failure && fflush(writer->stream) != 0) failure = errno;
@@ -308,6 +317,7 @@ understudy_status ust_writer_commit(ust_writer *writer, understudy_error *err) {
   } else if (failure) {
     status = io_error(err, writer->path, "write", failure);
   } else {
+    if (!writer->in_place) sync_directory_of(writer->path);
     free(writer->temporary);
     writer->temporary = NULL;
   }

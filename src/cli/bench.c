@@ -289,6 +289,7 @@ int ust_cli_bench(int argc, char **argv) {
   if (unknown)
     return ust_cli_usage("bench", "--variants: found '%.*s', expected some of " VARIANT_NAMES, length, unknown);
   ust_cli_set_quiet(o.quiet);
+  ust_cli_note_sampling(&o.sampling);
   ust_cli_catch_signals();
   bench b = {.options = &o};
   understudy_error err = {0};

@@ -104,6 +104,8 @@ typedef struct ust_cli_models {
       {UST_REAL("presence-penalty", &(s)->presence_penalty, "P", "subtract P once if they were seen [0]", -1000,       \
                 1000)},                                                                                                \
       UST_OPTIONS_SEED(&(s)->seed)
+/* A note where such options are given and no token is drawn. */
+void ust_cli_note_sampling(const understudy_sampling *sampling);
 #define UST_OPTIONS_SEED(seed)                                                                                         \
   { UST_SEED("seed", seed, "S", "same seed, same text [0]") }
 #define UST_OPTIONS_TOKENS(n, help, least)                                                                             \

@@ -246,3 +246,8 @@ bool ust_cli_parse(const ust_cli_help *help, const ust_option *options, int argc
   }
   return true;
 }
+
+void ust_cli_note_sampling(const understudy_sampling *s) {
+  if (s->temperature == 0 && (s->top_k || s->top_p < 1 || s->min_p > 0 || s->seed))
+    ust_cli_note("--top-k, --top-p, --min-p and --seed change nothing without --temperature");
+}

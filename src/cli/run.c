@@ -247,6 +247,7 @@ int ust_cli_run(int argc, char **argv) {
   if (o.explain && o.quiet) return ust_cli_usage("run", "--explain: found --quiet too, expected one of them");
   if (!ust_cli_text("run", argc, argv, optind, o.file, &text, &length, &code)) return code;
   ust_cli_set_quiet(o.quiet);
+  ust_cli_note_sampling(&o.sampling);
   code = run(&o, text, length);
   ust_free(text);
   return code;

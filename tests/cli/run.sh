@@ -20,6 +20,8 @@ run -n 40 --temperature 1 --top-k 50 --seed 7 hello 2>/dev/null >seven
 run -n 40 --temperature 1 --top-k 50 --seed 7 --mode plain hello 2>/dev/null | cmp - seven
 run -n 40 --temperature 1 --top-k 50 --seed 7 -d "$model" hello 2>/dev/null | cmp - seven
 run -n 40 --temperature 1 --top-k 50 --seed 8 hello 2>/dev/null | cmp -s - seven && echo "seed 8 gave seed 7's text"
+run -n 3 --top-k 50 hello 2>&1 >/dev/null | sed 1q
+run -n 3 --quiet --top-k 50 hello 2>&1 >/dev/null
 
 echo "== the report's digest is the text's"
 for n in 0 1 2 31 62; do

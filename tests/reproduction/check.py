@@ -138,15 +138,14 @@ class Page(unittest.TestCase):
         self.assertFalse(identical)
         self.assertIn("**Texts differ**: prompt 0 of big.gguf", page)
 
-    def test_the_committed_page_is_what_its_measurements_give(self):
-        records = os.path.join(TOP, "docs", "measurements", "reproduction")
-        if not os.path.exists(os.path.join(records, "setup.json")):
-            self.skipTest("no committed measurements")
-        with tempfile.TemporaryDirectory() as folder:
-            path, _ = report.write(records, folder)
-            with open(path, encoding="utf-8") as ours, \
-                    open(os.path.join(TOP, "docs", "reproduction.md"), encoding="utf-8") as committed:
-                self.assertEqual(ours.read(), committed.read())
+    def test_the_committed_pages_are_what_their_measurements_give(self):
+        for place in ("docs", "docs/amx"):
+            records = os.path.join(TOP, place, "measurements", "reproduction")
+            with self.subTest(place), tempfile.TemporaryDirectory() as folder:
+                path, _ = report.write(records, folder)
+                with open(path, encoding="utf-8") as ours, \
+                        open(os.path.join(TOP, place, "reproduction.md"), encoding="utf-8") as committed:
+                    self.assertEqual(ours.read(), committed.read())
 
 
 if __name__ == "__main__":
