@@ -67,6 +67,8 @@ bool ust_cli_parse(const ust_cli_help *help, const ust_option *options, int argc
 int ust_cli_usage(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* False, with the usage error reported, when arguments are left from index `first` on. */
 bool ust_cli_no_more(const char *command, int argc, char **argv, int first, int *code);
+/* A note where options for drawing tokens are given and none is drawn. */
+void ust_cli_note_sampling(const understudy_sampling *sampling);
 
 /* Options several commands have in common. */
 typedef struct ust_cli_models {
@@ -104,8 +106,6 @@ typedef struct ust_cli_models {
       {UST_REAL("presence-penalty", &(s)->presence_penalty, "P", "subtract P once if they were seen [0]", -1000,       \
                 1000)},                                                                                                \
       UST_OPTIONS_SEED(&(s)->seed)
-/* A note where such options are given and no token is drawn. */
-void ust_cli_note_sampling(const understudy_sampling *sampling);
 #define UST_OPTIONS_SEED(seed)                                                                                         \
   { UST_SEED("seed", seed, "S", "same seed, same text [0]") }
 #define UST_OPTIONS_TOKENS(n, help, least)                                                                             \
