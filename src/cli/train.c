@@ -33,17 +33,44 @@ static bool asked_to_stop(void *user) {
 /* Nothing a run reads may be what it writes, and nothing is written twice. */
 static understudy_status check_outputs(const ust_cli_training *cli, understudy_error *err) {
   const ust_train_options *o = &cli->options;
-  const char *inputs[] = {o->corpus, o->heldout, cli->tokenizer, cli->teacher};
+  const char *inputs[] = {o->corpus, o->heldout, cli->tokenizer, cli->teacher, cli->from};
   const char *outputs[] = {o->output, o->checkpoint, o->log};
-  for (int in = 0; in < 4; in++)
+  for (int in = 0; in < 5; in++)
     for (int out = 0; out < 3; out++) UST_TRY(ust_cli_check_kept(inputs[in], outputs[out], err));
   return ust_cli_check_distinct(outputs, 3, err);
+}
+
+/* What the command says of a shape, the model it starts from, or else the default. */
+static understudy_status choose_size(const char *option, int *size, int of_model, int otherwise, const char *model,
+                                     understudy_error *err) {
+  if (*size && of_model && *size != of_model)
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "--%s is %d, expected %d as that of %s", option, *size, of_model,
+                     model);
+  if (!*size) *size = of_model ? of_model : otherwise;
+  return UNDERSTUDY_OK;
+}
+
+static understudy_status choose_shape(ust_cli_training *cli, const ust_config *from, understudy_error *err) {
+  ust_train_options *o = &cli->options;
+  UST_TRY(choose_size("width", &o->width, from ? from->width : 0, cli->width, cli->from, err));
+  UST_TRY(choose_size("layers", &o->layers, from ? from->layers : 0, cli->layers, cli->from, err));
+  UST_TRY(choose_size("heads", &o->heads, from ? from->heads : 0, cli->heads, cli->from, err));
+  return choose_size("context", &o->context, from ? from->context : 0, cli->context, cli->from, err);
+}
+
+/* Opens what the run starts from, if anything, and settles its shape. */
+static understudy_status open_start(ust_cli_training *cli, ust_weights **start, understudy_error *err) {
+  if (!cli->from) return choose_shape(cli, NULL, err);
+  UST_TRY(ust_weights_open(cli->from, start, err));
+  cli->options.start = *start;
+  return choose_shape(cli, ust_weights_config(*start), err);
 }
 
 int ust_cli_run_training(ust_cli_training *cli) {
   ust_train_options *o = &cli->options;
   understudy_error err;
   ust_tokenizer *tokenizer = NULL;
+  ust_weights *start = NULL;
   uint64_t noted_ns = 0;
   ust_cli_set_quiet(cli->quiet);
   ust_cli_catch_signals();
@@ -62,10 +89,11 @@ int ust_cli_run_training(ust_cli_training *cli) {
     o->checkpoint = checkpoint;
   }
   understudy_status status = check_outputs(cli, &err);
+  if (status == UNDERSTUDY_OK) status = open_start(cli, &start, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_machine(&cli->machine, &o->kernels, &o->threads, &err);
   if (status == UNDERSTUDY_OK) status = ust_cli_tokenizer(cli->tokenizer, cli->tokenizer_weights, &tokenizer, &err);
   o->tokenizer = tokenizer;
-  if (status == UNDERSTUDY_OK && o->teacher && !ust_train_starts_as_teacher(o)) {
+  if (status == UNDERSTUDY_OK && o->teacher && !start && !ust_train_starts_as_teacher(o)) {
     const ust_config *c = ust_weights_config(o->teacher);
     ust_cli_note("the draft starts at random: to start as the teacher it has to be at most %d wide, its heads %d",
                  c->width, c->width / c->heads);
@@ -73,6 +101,7 @@ int ust_cli_run_training(ust_cli_training *cli) {
   ust_cli_progress(NULL, "reading the text, first step", 0, 1);
   if (status == UNDERSTUDY_OK) status = ust_train(o, &err);
   ust_tokenizer_free(tokenizer);
+  ust_weights_close(start);
   ust_cli_progress_clear();
   if (status == UNDERSTUDY_OK) {
     if (own_checkpoint) unlink(checkpoint);

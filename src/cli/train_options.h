@@ -13,20 +13,15 @@ typedef struct ust_cli_training {
   const char *tokenizer, *type;
   const char *teacher;                  /* NULL: none */
   const ust_weights *tokenizer_weights; /* when `tokenizer` is a GGUF file already open */
+  const char *from;                     /* a model the run starts from; NULL: none */
+  int width, layers, heads, context;    /* used where neither the command nor that model says */
   bool quiet;
 } ust_cli_training;
 
 #define UST_CLI_TRAINING(width_, layers_, heads_)                                                                      \
   {                                                                                                                    \
-    .options = {.width = width_,                                                                                       \
-                .layers = layers_,                                                                                     \
-                .heads = heads_,                                                                                       \
-                .context = 1024,                                                                                       \
-                .steps = 1000,                                                                                         \
-                .batch = 16384,                                                                                        \
-                .rate = 1e-3f,                                                                                         \
-                .seed = 1},                                                                                            \
-    .type = "q8_0"                                                                                                     \
+    .options = {.steps = 1000, .batch = 16384, .rate = 1e-3f, .seed = 1}, .type = "q8_0", .width = width_,             \
+    .layers = layers_, .heads = heads_, .context = 1024                                                                \
   }
 
 /* The shape's defaults, as in UST_CLI_TRAINING, are for help. */
@@ -38,6 +33,7 @@ typedef struct ust_cli_training {
       {UST_TEXT("checkpoint", 0, &(c)->options.checkpoint, "FILE",                                                     \
                 "written every two minutes and when stopped, gone on from when it exists [OUT.gguf.ckpt, removed at "  \
                 "the end]")},                                                                                          \
+      {UST_TEXT("from", 0, &(c)->from, "MODEL", "start from the values of this model, whose shape the new one has")},  \
       {UST_TEXT("log", 0, &(c)->options.log, "FILE", "write each step's loss as CSV")},                                \
       {UST_INT("width", 0, &(c)->options.width, "N", "of the model, divisible by 32 [" #width_ "]", 32, 16384)},       \
       {UST_INT("layers", 0, &(c)->options.layers, "N", "of the model [" #layers_ "]", 1, 512)},                        \

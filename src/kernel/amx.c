@@ -287,30 +287,6 @@ static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x,
     by_panels(&m, rows);
 }
 
-/* y[c][r] = x[r][c] for 32 rows x 16 columns: pairs of rows become words, words are transposed. */
-static inline void transpose_block(const float *x, size_t x_stride, uint16_t *y, size_t y_stride) {
-  __m512i words[16];
-  for (int r = 0; r < 16; r++)
-    words[r] =
-        pair_bf16(_mm512_loadu_ps(x + (size_t)(2 * r) * x_stride), _mm512_loadu_ps(x + (size_t)(2 * r + 1) * x_stride));
-  transpose16(words);
-  for (int c = 0; c < 16; c++) _mm512_storeu_si512(y + (size_t)c * y_stride, words[c]);
-}
-
-static void convert_transposed(const float *x, size_t x_stride, int rows, int cols, void *y, size_t y_stride) {
-  uint16_t *out = y;
-  int whole_rows = rows / 32 * 32, whole_cols = cols / 16 * 16;
-  for (int r = 0; r < whole_rows; r += 32)
-    for (int c = 0; c < whole_cols; c += 16)
-      transpose_block(x + (size_t)r * x_stride + c, x_stride, out + (size_t)c * y_stride + r, y_stride);
-  if (whole_cols < cols && whole_rows)
-    row_convert_transposed(x + whole_cols, x_stride, whole_rows, cols - whole_cols, out + (size_t)whole_cols * y_stride,
-                           y_stride);
-  if (whole_rows < rows)
-    row_convert_transposed(x + (size_t)whole_rows * x_stride, x_stride, rows - whole_rows, cols, out + whole_rows,
-                           y_stride);
-}
-
 #include "kernel/amx_left.h"
 
 #include "kernel/amx_attention.h"
@@ -323,7 +299,6 @@ void ust_amx_fill(ust_kernels *table) {
   table->integers_bytes = integers_bytes;
   table->integers = vnni_integers;
   table->matmul = matmul;
-  table->convert_transposed = convert_transposed;
   table->attention_scratch = attention_scratch;
   table->attention = attention;
   table->release = release;

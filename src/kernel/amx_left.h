@@ -6,22 +6,27 @@
 #ifndef UST_KERNEL_AMX_LEFT_H
 #define UST_KERNEL_AMX_LEFT_H
 
-enum { AHEAD = 2 * TILE /* bytes of tiles asked for before their use: two steps of the loop over inputs */ };
-
-#define PREFETCH(hint, from, step, count)                                                                              \
-  for (size_t line = 0; line < (count); line++) _mm_prefetch((const char *)(from) + line * (step), hint)
-
 static inline uint16_t *left_tile(const ust_left *left, int row, int input) {
   return (uint16_t *)left->data + ((size_t)(row / 16) * (left->inputs / 32) + input / 32) * (TILE / 2);
 }
 
-static void amx_left_pack(ust_left *left, int row, const float *x, size_t x_stride, int rows) {
+static void amx_left_pack(ust_left *left, int row, int input, const float *x, size_t x_stride, int rows, int inputs) {
   for (int r = 0; r < rows; r++) {
     const float *from = x + (size_t)r * x_stride;
-    uint16_t *to = left_tile(left, row + r, 0) + (row + r) % 16 * 32;
-    for (int k = 0; k < left->inputs; k += 32, to += TILE / 2)
+    uint16_t *to = left_tile(left, row + r, input) + (row + r) % 16 * 32;
+    for (int k = 0; k < inputs; k += 32, to += TILE / 2)
       _mm512_store_si512((void *)to, row_pairs(_mm512_loadu_ps(from + k), _mm512_loadu_ps(from + k + 16)));
   }
+}
+
+/* y[c][r] = x[r][c] for 32 rows x 16 columns: pairs of rows become words, words are transposed. */
+static inline void transpose_block(const float *x, size_t x_stride, uint16_t *y, size_t y_stride) {
+  __m512i words[16];
+  for (int r = 0; r < 16; r++)
+    words[r] =
+        pair_bf16(_mm512_loadu_ps(x + (size_t)(2 * r) * x_stride), _mm512_loadu_ps(x + (size_t)(2 * r + 1) * x_stride));
+  transpose16(words);
+  for (int c = 0; c < 16; c++) _mm512_storeu_si512(y + (size_t)c * y_stride, words[c]);
 }
 
 static void amx_left_pack_transposed(ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
@@ -30,45 +35,50 @@ static void amx_left_pack_transposed(ust_left *left, int input, const float *x, 
       transpose_block(x + (size_t)k * x_stride + row, x_stride, left_tile(left, row, input + k), 32);
 }
 
-/* 32 rows of the left operand times a panel, added to sum tiles 0-3 */
-static inline void left_sums(const char *upper, const char *lower, const char *left, const char *right, int blocks) {
+/* 32 rows of the left operand times a panel, added to sum tiles 0-3. Meanwhile the 32 rows from `next` on, where the
+ * following sums go, come into the first-level cache. */
+static inline void left_sums(const char *upper, const char *lower, const char *left, const char *right, int blocks,
+                             const float *next, size_t next_stride, const char *far, int lines) {
+  const int share = (32 + blocks - 1) / blocks;
+  int asked = 0;
   for (size_t at = 0; at < (size_t)blocks * TILE; at += TILE) {
-    PREFETCH(_MM_HINT_T0, upper + at + AHEAD, 64, 16u);
-    PREFETCH(_MM_HINT_T0, lower + at + AHEAD, 64, 16u);
-    PREFETCH(_MM_HINT_T0, left + at + AHEAD, 64, 16u);
-    PREFETCH(_MM_HINT_T0, right + at + AHEAD, 64, 16u);
     _tile_loadd(6, left + at, 64);
     _tile_loadd(4, upper + at, 64);
     _tile_dpbf16ps(0, 4, 6);
+    for (int l = 0; l < lines; l++) _mm_prefetch(far + l * 64, _MM_HINT_T1);
+    far += lines * 64;
     _tile_loadd(7, right + at, 64);
     _tile_dpbf16ps(1, 4, 7);
+    for (int end = UST_MIN(32, asked + share); asked < end; asked++) {
+      __builtin_prefetch(next + (size_t)asked * next_stride, 1);
+      __builtin_prefetch(next + (size_t)asked * next_stride + STRIP, 1);
+    }
     _tile_loadd(5, lower + at, 64);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
 }
 
-static void amx_left_matmul(const ust_matrix *w, int panel, int panel_end, const ust_left *x, int row, int rows,
-                            const float *bias, ust_epilogue epilogue, float *y, size_t y_stride) {
-  const product m = {.w = w, .y_stride = y_stride, .bias = bias, .epilogue = epilogue, .y = (char *)y};
+static void amx_left_matmul(const ust_matrix *w, const ust_left *x, int row, int input, int rows, const float *bias,
+                            bool add, float *y, size_t y_stride) {
   int blocks = block_count(w->cols);
   configure(16, 16);
-  for (int p = panel; p < panel_end; p++)
+  for (int p = 0; p < w->rows / UST_PANEL; p++)
     for (int r = 0; r < rows; r += 32) {
       float *to = y + (size_t)r * y_stride + (size_t)p * UST_PANEL;
-      if (!bias && epilogue == UST_ADD)
+      if (add)
         tiles_load(to, y_stride, true);
+      else if (bias)
+        tiles_load(bias + (size_t)p * UST_PANEL, 0, true); /* every row of the tiles */
       else
         tiles_zero(true);
-      left_sums((const char *)left_tile(x, row + r, 0), (const char *)left_tile(x, row + r + 16, 0), strip_of(w, 2 * p),
-                strip_of(w, 2 * p + 1), blocks);
-      if (!bias) {
-        tiles_store(to, y_stride, true);
-        continue;
-      }
-      float c[32][UST_PANEL] __attribute__((aligned(64)));
-      tiles_store(c[0], UST_PANEL, true);
-      finish(&m, p, r, 32, c);
+      const float *next = r + 32 < rows ? to + 32 * y_stride : y + (size_t)(p + 1) * UST_PANEL;
+      const size_t panel = 2 * (size_t)blocks * TILE;
+      const int lines = (int)((panel / 64 + (size_t)(rows / 32 * blocks) - 1) / (size_t)(rows / 32 * blocks));
+      const char *far = strip_of(w, 2 * p) + panel + (size_t)(r / 32 * blocks) * (size_t)lines * 64;
+      left_sums((const char *)left_tile(x, row + r, input), (const char *)left_tile(x, row + r + 16, input),
+                strip_of(w, 2 * p), strip_of(w, 2 * p + 1), blocks, next, y_stride, far, lines);
+      tiles_store(to, y_stride, true);
     }
 }
 

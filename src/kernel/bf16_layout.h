@@ -79,21 +79,21 @@ static inline void pack_block(const float *source, size_t row_stride, char *to) 
   for (int r = 0; r < 16; r++) _mm512_store_si512((void *)(to + 64 * r), rows[r]);
 }
 
-/* A block of 16 columns whose columns, not inputs, are consecutive in the source. */
-static inline void pack_block_across(const float *source, size_t col_stride, char *to) {
-  for (int k = 0; k < BLOCK; k += 2, to += 64)
+/* Of 16 columns whose columns, not inputs, are consecutive in the source, an even number of inputs of a block. */
+static inline void pack_block_across(const float *source, size_t col_stride, int inputs, char *to) {
+  for (int k = 0; k < inputs; k += 2, to += 64)
     _mm512_store_si512((void *)to, pair_bf16(_mm512_loadu_ps(source + (size_t)k * col_stride),
                                              _mm512_loadu_ps(source + (size_t)(k + 1) * col_stride)));
 }
 
+static void bf16_pack_inputs(ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
+  for (int k = 0; k < inputs; k += BLOCK)
+    for (int r = 0; r < m->rows; r += STRIP)
+      pack_block_across(x + (size_t)k * x_stride + r, x_stride, UST_MIN(BLOCK, inputs - k),
+                        (char *)(uintptr_t)strip_of(m, r / STRIP) + (size_t)(input + k) / BLOCK * TILE);
+}
+
 static void layout_pack(ust_matrix *m, int row, int count, const float *source, size_t row_stride, size_t col_stride) {
-  if (row_stride == 1 && m->cols % BLOCK == 0 && count % UST_PANEL == 0) { /* the source is read in its own order */
-    for (int k = 0; k < m->cols; k += BLOCK)
-      for (int r = 0; r < count; r += STRIP)
-        pack_block_across(source + (size_t)k * col_stride + r, col_stride,
-                          (char *)(uintptr_t)strip_of(m, (row + r) / STRIP) + (size_t)k / BLOCK * TILE);
-    return;
-  }
   int blocks = block_count(m->cols), last = UST_ROUND_UP(row + count, UST_PANEL);
   __m512i rows16 = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                       _mm512_set1_epi32((int)row_stride));
@@ -169,6 +169,7 @@ static inline void values_add(const uint16_t *values, int dim, const ust_attenti
 static inline void bf16_layout_fill(ust_kernels *table) {
   layout_fill(table);
   table->pack = layout_pack;
+  table->pack_inputs = bf16_pack_inputs;
   table->kv_store = layout_kv_store;
 }
 

@@ -114,8 +114,6 @@ typedef struct ust_kernels {
   void (*layer_norm)(const float *x, const float *gain, const float *bias, int n, float epsilon, void *y);
   /* y: activation [stride of n] = x */
   void (*convert)(const float *x, int n, void *y);
-  /* y: activation, y[c*y_stride + r] = x[r*x_stride + c] for r < rows, c < cols */
-  void (*convert_transposed)(const float *x, size_t x_stride, int rows, int cols, void *y, size_t y_stride);
 
   /* ---- attention: one head ---- */
 
@@ -136,28 +134,32 @@ typedef struct ust_kernels {
 
   /* ---- training (f32; see kernel/training.h for each one's formula) ---- */
 
-  /* Rows `row`… of a left operand from x: f32 [rows, x_stride], left->inputs values each. */
-  void (*left_pack)(ust_left *left, int row, const float *x, size_t x_stride, int rows);
+  /* Inputs `input`… of rows `row`… of a left operand from x: f32 [rows, x_stride], `inputs` values each. */
+  void (*left_pack)(ust_left *left, int row, int input, const float *x, size_t x_stride, int rows, int inputs);
   /* Inputs `input`… of all rows from x, their transpose: f32 [inputs, x_stride]. */
   void (*left_pack_transposed)(ust_left *left, int input, const float *x, size_t x_stride, int inputs);
-  /* matmul with rows `row`… of a left operand; epilogue UST_STORE or UST_ADD, y: f32 [rows, y_stride]. */
-  void (*left_matmul)(const ust_matrix *w, int panel, int panel_end, const ust_left *x, int row, int rows,
-                      const float *bias, ust_epilogue epilogue, float *y, size_t y_stride);
+  /* Inputs `input`…, a multiple of 32, of all rows, a multiple of UST_PANEL, of a BF16 or F32 matrix from x, their
+   * transpose: f32 [inputs, x_stride], an even number of them. Padding is not written. */
+  void (*pack_inputs)(ust_matrix *matrix, int input, const float *x, size_t x_stride, int inputs);
+  /* All outputs of a BF16 or F32 matrix for inputs `input`… (as many as it has) of rows `row`… of a left operand;
+   * y: f32 [rows, y_stride] = x W^T + bias (f32 or NULL), or with `add` y += x W^T, and bias is NULL. */
+  void (*left_matmul)(const ust_matrix *w, const ust_left *x, int row, int input, int rows, const float *bias, bool add,
+                      float *y, size_t y_stride);
 
   /* x[n] -> y[n] = gelu_tanh(x) */
   void (*gelu)(const float *x, float *y, size_t n);
-  /* dx[n] = dy[n] * gelu_tanh'(x[n]); dx may be dy */
-  void (*gelu_backward)(const float *x, const float *dy, float *dx, size_t n);
+  /* dx[n] = dy[n] * gelu_tanh'(x[n]), dx may be dy; and y[n] = gelu_tanh(x) once more */
+  void (*gelu_backward)(const float *x, const float *dy, float *dx, float *y, size_t n);
   /* f32 layer norm of one row that also keeps mean and 1/deviation */
   void (*layer_norm_train)(const float *x, const float *gain, const float *bias, int n, float epsilon, float *y,
                            float *mean, float *rstd);
   /* dx[n] += …; dgain[n] += …; dbias[n] += … */
   void (*layer_norm_backward)(const float *x, const float *gain, float mean, float rstd, const float *dy, int n,
                               float *dx, float *dgain, float *dbias);
-  /* x[n] -> probabilities in place, first `n` of a row of `stride`, the rest zeroed; returns log(sum(exp)) */
-  float (*softmax)(float *x, int n, int stride);
-  /* its gradient: d[n] = p (d - sum(p d)), the rest of d's row zeroed */
-  void (*softmax_backward)(const float *p, float *d, int n, int stride);
+  /* x[n] -> softmax(scale x) in place, scale > 0, first `n` of a row of `stride`, the rest zeroed */
+  void (*softmax)(float *x, int n, int stride, float scale);
+  /* its gradient: d[n] = scale p (d - sum(p d)), the rest of d's row zeroed */
+  void (*softmax_backward)(const float *p, float *d, int n, int stride, float scale);
   /* takes n more logits into a running maximum (from -FLT_MAX) and sum of exp(x - maximum) (from 0) */
   void (*log_sum_exp)(const float *x, int n, float *maximum, float *sum);
   /* logits x[n] -> scale exp(x - log_sum) */

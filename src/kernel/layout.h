@@ -27,6 +27,16 @@ static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {
   return (size_t)UST_ROUND_UP(rows, UST_PANEL) / STRIP * (size_t)block_count(cols) * TILE;
 }
 
+/* Two inputs of a strip make a line of pairs. */
+static void layout_pack_inputs(ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
+  for (int k = 0; k < inputs; k += 2)
+    for (int r = 0; r < m->rows; r += STRIP) {
+      const float *even = x + (size_t)k * x_stride + r, *odd = even + x_stride;
+      uint32_t *line = (uint32_t *)(uintptr_t)strip_of(m, r / STRIP) + (size_t)(input + k) / 2 * STRIP;
+      for (int c = 0; c < STRIP; c++) line[c] = ust_f32_to_bf16(even[c]) | (uint32_t)ust_f32_to_bf16(odd[c]) << 16;
+    }
+}
+
 static void layout_unpack_row(const ust_matrix *m, int row, float *out) {
   if (ust_is_quantised(m->format)) {
     quantised_unpack_row(m, row, out);
@@ -67,6 +77,7 @@ static inline void layout_fill(ust_kernels *table) {
   table->matrix_bytes = layout_matrix_bytes;
   table->pack_blocks = quantised_pack;
   table->unpack_row = layout_unpack_row;
+  table->pack_inputs = layout_pack_inputs;
   table->kv_bytes = layout_kv_bytes;
   table->kv_move = layout_kv_move;
 }

@@ -82,18 +82,6 @@ static void row_convert(const float *x, int n, void *y) {
   for (int i = n; i < UST_ROUND_UP(n, 32); i++) out[i] = 0;
 }
 
-static void row_convert_transposed(const float *x, size_t x_stride, int rows, int cols, void *y, size_t y_stride) {
-  activation *out = y;
-  for (int r0 = 0; r0 < rows; r0 += 16)
-    for (int c0 = 0; c0 < cols; c0 += 16) {
-      int r1 = UST_MIN(r0 + 16, rows), c1 = UST_MIN(c0 + 16, cols);
-      for (int c = c0; c < c1; c++)
-        for (int r = r0; r < r1; r++) out[(size_t)c * y_stride + r] = to_activation(x[(size_t)r * x_stride + c]);
-    }
-  for (int c = 0; c < cols; c++)
-    for (int r = rows; r < UST_ROUND_UP(rows, 32); r++) out[(size_t)c * y_stride + r] = 0;
-}
-
 /* Scores in position order -> unnormalised probabilities in place; returns their sum. Entries from n up to the
  * next multiple of 32 become zero. Lanes go by position, so that a row's sum does not depend on its company. */
 __attribute__((unused)) static float row_softmax(float *s, int n, float scale) {
@@ -146,19 +134,25 @@ static inline void row_finish(const float *sum, const float *bias, ust_epilogue 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride);
 
-static void row_left_pack(ust_left *left, int row, const float *x, size_t x_stride, int rows) {
+static void row_left_pack(ust_left *left, int row, int input, const float *x, size_t x_stride, int rows, int inputs) {
   for (int r = 0; r < rows; r++)
-    row_convert(x + (size_t)r * x_stride, left->inputs, (activation *)left->data + (size_t)(row + r) * left->inputs);
+    row_convert(x + (size_t)r * x_stride, inputs, (activation *)left->data + (size_t)(row + r) * left->inputs + input);
 }
 
+/* By squares of 16: a line of either side is met once. */
 static void row_left_pack_transposed(ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
-  row_convert_transposed(x, x_stride, inputs, left->rows, (activation *)left->data + input, (size_t)left->inputs);
+  activation *to = (activation *)left->data + input;
+  for (int k = 0; k < inputs; k += 16)
+    for (int row = 0; row < left->rows; row += 16)
+      for (int r = row; r < row + 16; r++)
+        for (int i = k; i < k + 16; i++)
+          to[(size_t)r * left->inputs + i] = to_activation(x[(size_t)i * x_stride + (size_t)r]);
 }
 
-static void row_left_matmul(const ust_matrix *w, int panel, int panel_end, const ust_left *x, int row, int rows,
-                            const float *bias, ust_epilogue epilogue, float *y, size_t y_stride) {
-  matmul(w, panel, panel_end, (const activation *)x->data + (size_t)row * x->inputs, (size_t)x->inputs, rows, bias,
-         epilogue, y, y_stride);
+static void row_left_matmul(const ust_matrix *w, const ust_left *x, int row, int input, int rows, const float *bias,
+                            bool add, float *y, size_t y_stride) {
+  matmul(w, 0, w->rows / UST_PANEL, (const activation *)x->data + (size_t)row * x->inputs + input, (size_t)x->inputs,
+         rows, bias, add ? UST_ADD : UST_STORE, y, y_stride);
 }
 
 static inline void rows_fill(ust_kernels *table) {
@@ -168,7 +162,6 @@ static inline void rows_fill(ust_kernels *table) {
   table->activation_size = sizeof(activation);
   table->layer_norm = row_layer_norm;
   table->convert = row_convert;
-  table->convert_transposed = row_convert_transposed;
 }
 
 #endif

@@ -32,6 +32,15 @@ static void pack(ust_matrix *m, int row, int count, const float *source, size_t 
     for (int c = 0; c < m->cols; c++) panel_of(m, r / UST_PANEL)[(size_t)c * UST_PANEL + r % UST_PANEL] = 0;
 }
 
+static void pack_inputs(ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
+  for (int c = 0; c < inputs; c++)
+    for (int r = 0; r < m->rows; r++) {
+      float value = x[(size_t)c * x_stride + (size_t)r];
+      panel_of(m, r / UST_PANEL)[(size_t)(input + c) * UST_PANEL + r % UST_PANEL] =
+          m->format == UST_FORMAT_F32 ? value : ust_bf16_to_f32(ust_f32_to_bf16(value));
+    }
+}
+
 static void unpack_row(const ust_matrix *m, int row, float *out) {
   if (ust_is_quantised(m->format)) {
     quantised_unpack_row(m, row, out);
@@ -157,6 +166,7 @@ void ust_scalar_fill(ust_kernels *table) {
   training_fill(table);
   table->matrix_bytes = matrix_bytes;
   table->pack = pack;
+  table->pack_inputs = pack_inputs;
   table->pack_blocks = quantised_pack;
   table->integers_bytes = integers_bytes;
   table->integers = integers_of_floats;

@@ -118,12 +118,13 @@ static void training_gelu(const float *x, float *y, size_t n) {
 }
 
 /* d/dx x s(x) = s + x s (1 - s) 2 u' */
-static void training_gelu_backward(const float *x, const float *dy, float *dx, size_t n) {
+static void training_gelu_backward(const float *x, const float *dy, float *dx, float *y, size_t n) {
   for (size_t i = 0; i < n; i += 16) {
     lanes value = lanes_load(x + i, n - i, 0), factor = gelu_factor(value);
     lanes twice_slope = lanes_fma(value * value, lanes_fill(6 * GELU_OUTER * GELU_INNER), lanes_fill(2 * GELU_OUTER));
     lanes slope = lanes_fma(value * factor * (1.0f - factor), twice_slope, factor);
     lanes_store(dx + i, n - i, lanes_load(dy + i, n - i, 0) * slope);
+    lanes_store(y + i, n - i, value * factor);
   }
 }
 
@@ -169,32 +170,31 @@ static void training_layer_norm_backward(const float *x, const float *gain, floa
   }
 }
 
-static float training_softmax(float *x, int n, int stride) {
+static void training_softmax(float *x, int n, int stride, float scale) {
   size_t count = (size_t)n;
   lanes most = lanes_fill(-FLT_MAX);
   for (size_t i = 0; i < count; i += 16) most = lanes_max(most, lanes_load(x + i, count - i, -FLT_MAX));
   float shift = lanes_most(most);
   lanes sum = lanes_fill(0);
   for (size_t i = 0; i < count; i += 16) {
-    lanes e = lanes_exp(lanes_load(x + i, count - i, 0) - shift);
+    lanes e = lanes_exp((lanes_load(x + i, count - i, 0) - shift) * scale);
     lanes_store(x + i, count - i, e);
     sum += lanes_load(x + i, count - i, 0);
   }
-  float total = lanes_sum(sum), factor = 1.0f / total;
+  float factor = 1.0f / lanes_sum(sum);
   for (size_t i = 0; i < count; i += 16) lanes_store(x + i, count - i, lanes_load(x + i, count - i, 0) * factor);
   memset(x + n, 0, (size_t)(stride - n) * sizeof *x);
-  return shift + logf(total);
 }
 
-/* d[n] = p (d - sum(p d)); the rest of the row of `stride` zeroed */
-static void training_softmax_backward(const float *p, float *d, int n, int stride) {
+/* d[n] = scale p (d - sum(p d)); the rest of the row of `stride` zeroed */
+static void training_softmax_backward(const float *p, float *d, int n, int stride, float scale) {
   size_t count = (size_t)n;
   lanes sum = lanes_fill(0);
   for (size_t i = 0; i < count; i += 16)
     sum = lanes_fma(lanes_load(p + i, count - i, 0), lanes_load(d + i, count - i, 0), sum);
   float total = lanes_sum(sum);
   for (size_t i = 0; i < count; i += 16)
-    lanes_store(d + i, count - i, lanes_load(p + i, count - i, 0) * (lanes_load(d + i, count - i, 0) - total));
+    lanes_store(d + i, count - i, scale * lanes_load(p + i, count - i, 0) * (lanes_load(d + i, count - i, 0) - total));
   memset(d + n, 0, (size_t)(stride - n) * sizeof *d);
 }
 

@@ -115,38 +115,42 @@ static void take_kept(allocator *a, ust_kept *kept, size_t tokens) {
   kept->mean2 = take_floats(a, tokens, 1);
   kept->rstd2 = take_floats(a, tokens, 1);
   kept->up = take_floats(a, tokens, f);
-  kept->gelu = take_floats(a, tokens, f);
+}
+
+static void take_gradient(allocator *a, ust_product_gradient *g, int outputs, int inputs, size_t tokens) {
+  size_t row_blocks = (tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
+  g->dy.data = take(a, (size_t)outputs * tokens * a->m->kernels->activation_size);
+  take_matrix(a, &g->x, inputs, (int)tokens);
+  g->bias = take_floats(a, row_blocks, (size_t)outputs);
 }
 
 static void take_backward(allocator *a, size_t tokens) {
   ust_gpt2_train *m = a->m;
-  size_t w = (size_t)m->config.width, f = (size_t)m->config.feed_forward;
-  size_t row_blocks = (tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
-  size_t widest = UST_MAX(UST_MAX(f, 3 * w), (size_t)UST_TRAIN_VOCAB);
+  size_t w = (size_t)m->config.width, row_blocks = (tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
+  int width = m->config.width, features = m->config.feed_forward;
   m->d_stream = take_floats(a, tokens, w);
   m->d_norm = take_floats(a, tokens, w);
   m->d_qkv = take_floats(a, tokens, 3 * w);
   m->d_attention = take_floats(a, tokens, w);
-  m->d_up = take_floats(a, tokens, f);
   m->d_norm_partial = take_floats(a, row_blocks, 2 * w);
-  m->transposed.data = take(a, widest * tokens * m->kernels->activation_size);
-  take_matrix(a, &m->inputs, (int)UST_MAX(f, w), (int)tokens);
+  take_gradient(a, &m->from_width, UST_MAX(UST_MAX(features, 3 * width), UST_TRAIN_VOCAB), width, tokens);
+  take_gradient(a, &m->from_features, width, features, tokens);
 }
 
 static void take_scratch(allocator *a, ust_gpt2_scratch *s) {
   const ust_gpt2_train *m = a->m;
   const ust_config *c = &m->config;
   size_t widest = (size_t)UST_MAX(UST_MAX(c->feed_forward, 3 * c->width), UST_TRAIN_LOGITS);
-  size_t element = m->kernels->activation_size, window = (size_t)m->window, stride = (size_t)m->window_stride;
+  size_t element = m->kernels->activation_size, window = (size_t)m->window;
   int head_dim = c->width / c->heads;
   s->wide = take_floats(a, 1, UST_MAX(UST_TRAIN_ROWS * widest, UST_TRAIN_VOCAB * (size_t)c->width));
   s->wide2 = take_floats(a, UST_TRAIN_ROWS, widest);
   s->rows = take(a, UST_TRAIN_ROWS * widest * element);
-  s->head = take_floats(a, window, (size_t)head_dim);
-  s->square = take_floats(a, window, stride);
-  s->square2 = take_floats(a, window, stride);
+  s->rows2 = take(a, UST_TRAIN_ROWS * widest * element);
+  s->square = take_floats(a, window, window);
+  s->square2 = take_floats(a, window, window);
   s->head_rows = take(a, window * (size_t)head_dim * element);
-  s->square_rows = take(a, window * stride * element);
+  s->square_rows = take(a, window * window * element);
   size_t by_slots = m->kernels->matrix_bytes(m->format, m->window, head_dim);
   size_t by_dims = m->kernels->matrix_bytes(m->format, head_dim, m->window);
   s->matrix.format = m->format;
@@ -183,14 +187,14 @@ static void take_batch(allocator *a) {
 
 /* ---- create ---- */
 
-static understudy_status check_shape(const ust_config *c, int window, int max_sequences, understudy_error *err) {
+static understudy_status check_shape(const ust_config *c, int window, understudy_error *err) {
   const struct {
     const char *name;
     int value;
   } divisible[] = {{"width", c->width},
                    {"feed-forward width", c->feed_forward},
                    {"head size", c->heads > 0 ? c->width / c->heads : 0},
-                   {"tokens of a micro-batch", window * max_sequences}};
+                   {"window", window}};
   if (c->heads > 0 && c->width % c->heads != 0)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT,
                      "training a model of width %d: found %d heads, expected a divisor of the width", c->width,
@@ -211,14 +215,13 @@ understudy_status ust_gpt2_train_create(const ust_config *config, const ust_kern
                                         int window, int max_sequences, int threads, bool trains, ust_gpt2_train **model,
                                         understudy_error *err) {
   *model = NULL;
-  UST_TRY(check_shape(config, window, max_sequences, err));
+  UST_TRY(check_shape(config, window, err));
   ust_gpt2_train *m = calloc(1, sizeof *m);
   if (!m) return ust_error_memory(err, sizeof *m, "training");
   m->config = *config;
   m->kernels = kernels;
   m->format = format;
   m->window = window;
-  m->window_stride = UST_ROUND_UP(window, 32);
   m->max_sequences = max_sequences;
   m->threads = threads;
   m->trains = trains;
@@ -251,10 +254,13 @@ void ust_gpt2_train_free(ust_gpt2_train *model) {
 static void pack_linear(const ust_gpt2_train *m, ust_linear *linear, const float *source, bool backward) {
   ust_matrix *to = backward ? &linear->backward : &linear->forward;
   size_t cols = (size_t)linear->forward.cols;
-  if (backward)
-    m->kernels->pack(to, 0, to->rows, source, 1, cols);
-  else
-    m->kernels->pack(to, 0, to->rows, source, cols, 1);
+  for (int input = 0; input < to->cols; input += UST_TRAIN_PIECE) {
+    ust_matrix part = ust_gpt2_part(m, to, UST_TRAIN_PIECE, 0, to->rows, input);
+    if (backward)
+      m->kernels->pack_inputs(&part, 0, source + (size_t)input * cols, cols, part.cols);
+    else
+      m->kernels->pack(&part, 0, part.rows, source + input, cols, 1);
+  }
 }
 
 void ust_gpt2_train_pack(ust_gpt2_train *m) {

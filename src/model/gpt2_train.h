@@ -4,7 +4,7 @@
  * A linear layer Y = X W^T makes three products, each "activation rows times packed matrix":
  *   forward  X . W        W packed                         dX = dY . W^T   W packed transposed
  *   dW = dY^T . X         dY converted transposed, X packed transposed (inputs are the tokens)
- * Work is divided between threads by rows, panels or heads and sums of rows over a fixed partition, so that
+ * The operands of the third are made while a block of rows is at hand for the second. Work is divided between threads by rows, panels or heads and sums of rows over a fixed partition, so that
  * every result is the same with any number of threads. */
 #ifndef UST_MODEL_GPT2_TRAIN_H
 #define UST_MODEL_GPT2_TRAIN_H
@@ -13,11 +13,14 @@
 #include "weights/weights.h"
 
 enum {
-  UST_TRAIN_ROWS = 128,   /* rows of a work item: their widest activation stays in the second-level cache */
-  UST_TRAIN_VOCAB = 1024, /* candidates whose logits exist at a time */
+  UST_TRAIN_PIECE = 320, /* inputs of a weight matrix packed together: a panel of them stays in the first-level cache */
+  UST_TRAIN_TOKENS = 256,  /* tokens packed together likewise */
+  UST_TRAIN_ROWS = 256,    /* rows of a work item: their widest activation stays in the second-level cache */
+  UST_TRAIN_COLUMNS = 640, /* columns of such a block, or of a gradient, that are made at a time */
+  UST_TRAIN_VOCAB = 1024,  /* candidates whose logits exist at a time */
   UST_TRAIN_LOGITS = UST_TRAIN_VOCAB + 32, /* stride of them: no power of two, which would crowd few cache sets */
   UST_TRAIN_QUERIES = 64,                  /* rows of an attention matrix computed at a time */
-  UST_TRAIN_GRADIENT_ROWS = 128            /* rows of a matrix' gradient that are one work item */
+  UST_TRAIN_GRADIENT_ROWS = 320            /* rows of a matrix' gradient that are one work item */
 };
 
 /* One parameter tensor, under GGUF's name. */
@@ -54,23 +57,30 @@ typedef struct ust_linear {
 /* What a layer's backward pass needs of its forward pass; f32, one row a token. */
 typedef struct ust_kept {
   float *input, *norm1, *mean1, *rstd1, *qkv, *attention; /* [width], [width], [1], [1], [3 width], [width] */
-  float *middle, *norm2, *mean2, *rstd2, *up, *gelu;      /* [width], [width], [1], [1], [feed_forward] x 2 */
+  float *middle, *norm2, *mean2, *rstd2, *up;             /* [width], [width], [1], [1], [feed_forward] */
 } ust_kept;
+
+/* The operands of dw[outputs, inputs] = dy^T x and of dbias, made a block of rows at a time. */
+typedef struct ust_product_gradient {
+  ust_left dy;  /* [outputs, tokens] */
+  ust_matrix x; /* [inputs, tokens] */
+  float *bias;  /* [row blocks][outputs]: column sums of dy */
+} ust_product_gradient;
 
 /* Scratch memory of one thread. */
 typedef struct ust_gpt2_scratch {
-  float *wide, *wide2;            /* [UST_TRAIN_ROWS, widest] */
-  void *rows;                     /* activation [UST_TRAIN_ROWS, widest] */
-  float *head, *square, *square2; /* [window, head_dim], [window, window] x 2 */
-  void *head_rows, *square_rows;  /* activations of the same shapes */
-  ust_matrix matrix;              /* of a head */
+  float *wide, *wide2;           /* [UST_TRAIN_ROWS, widest] */
+  void *rows, *rows2;            /* activations of the same shape */
+  float *square, *square2;       /* [window, window] */
+  void *head_rows, *square_rows; /* activations [window, head_dim], [window, window] */
+  ust_matrix matrix;             /* of a head */
 } ust_gpt2_scratch;
 
 typedef struct ust_gpt2_train {
   ust_config config;
   const ust_kernels *kernels;
   ust_format format;
-  int window, window_stride, max_sequences, threads;
+  int window, max_sequences, threads;
   bool trains; /* has gradients; otherwise layers share one set of activations */
 
   int parameter_count;
@@ -97,18 +107,17 @@ typedef struct ust_gpt2_train {
   float *loss, *kl;   /* [tokens] */
 
   /* backward */
-  float *d_stream, *d_norm, *d_qkv, *d_attention, *d_up; /* as their counterparts */
-  float *d_norm_partial;                                 /* [row blocks][2][width] */
-  ust_left transposed;                                   /* [widest, tokens] */
-  ust_matrix inputs;                                     /* packed transposed inputs, [widest input, tokens] */
-  ust_gpt2_scratch *scratch;                             /* [threads] */
+  float *d_stream, *d_norm, *d_qkv, *d_attention; /* as their counterparts */
+  float *d_norm_partial;                          /* [row blocks][2][width] */
+  ust_product_gradient from_width, from_features; /* of matrices that read [width] and [feed_forward] */
+  ust_gpt2_scratch *scratch;                      /* [threads] */
 
   void **blocks; /* every allocation */
   int block_count;
 } ust_gpt2_train;
 
 /* All memory for micro-batches of up to max_sequences sequences of `window` tokens; parameters are zero.
- * Needs width, feed_forward and head size divisible by 32 and window * sequences too. */
+ * Needs width, feed_forward, head size and window divisible by 32. */
 understudy_status ust_gpt2_train_create(const ust_config *config, const ust_kernels *kernels, ust_format format,
                                         int window, int max_sequences, int threads, bool trains, ust_gpt2_train **model,
                                         understudy_error *err);
@@ -152,15 +161,32 @@ static inline int ust_gpt2_layer(int layer, int tensor) {
 static inline int ust_gpt2_row_blocks(const ust_gpt2_train *m) {
   return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
 }
-static inline int ust_gpt2_panels(const ust_matrix *w) {
-  return (w->rows + UST_PANEL - 1) / UST_PANEL;
+
+/* Work items' shares of `columns` columns. */
+static inline int ust_gpt2_column_blocks(int columns) {
+  return (columns + UST_TRAIN_COLUMNS - 1) / UST_TRAIN_COLUMNS;
+}
+/* A part of a packed matrix: `count` outputs from `first` on and the inputs from `input` on, of which `piece` at a time
+ * are packed together. All of them are multiples of 32. */
+static inline ust_matrix ust_gpt2_part(const ust_gpt2_train *m, const ust_matrix *w, int piece, int first, int count,
+                                       int input) {
+  ust_matrix part = {.format = w->format, .rows = count, .cols = UST_MIN(piece, w->cols - input)};
+  part.data = (char *)w->data + m->kernels->matrix_bytes(w->format, w->rows, input) +
+              m->kernels->matrix_bytes(w->format, first, part.cols);
+  return part;
+}
+/* y[rows, count] = x w^T + bias, or added to what stands there (and no bias): `count` outputs from `first` on. */
+static inline void ust_gpt2_multiply(const ust_gpt2_train *m, const ust_matrix *w, int piece, int first, int count,
+                                     const ust_left *x, int row, int rows, const float *bias, bool add, float *y,
+                                     size_t y_stride) {
+  for (int input = 0; input < w->cols; input += piece) {
+    ust_matrix part = ust_gpt2_part(m, w, piece, first, count, input);
+    m->kernels->left_matmul(&part, x, row, input, rows, input ? NULL : bias, add || input, y, y_stride);
+  }
 }
 
 /* The two below are called by all threads of a parallel region together. */
 
-/* dw[out, in] += dy[tokens, out]^T x[tokens, in]; dbias[out] += column sums of dy */
-void ust_gpt2_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
-                              float *dbias);
 /* Backward pass of the layers and embeddings from d_stream, the gradient of the last layer's output. */
 void ust_gpt2_layers_backward(ust_gpt2_train *m);
 /* d_stream (zero before) += gradient through a norm of d_norm, dgain, dbias likewise */

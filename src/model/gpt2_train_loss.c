@@ -19,8 +19,8 @@ static int block_count(const ust_gpt2_train *m, int block) {
 /* logits[rows, UST_TRAIN_LOGITS] of one block of the candidates, for tokens from `first` on */
 static void block_logits(const ust_gpt2_train *m, int block, int first, int rows, float *logits) {
   const ust_matrix *w = &m->vocabulary[block].forward;
-  m->kernels->left_matmul(w, 0, ust_gpt2_panels(w), &m->last_rows, first, rows,
-                          m->candidate_log + (size_t)block * UST_TRAIN_VOCAB, UST_STORE, logits, UST_TRAIN_LOGITS);
+  ust_gpt2_multiply(m, w, UST_TRAIN_PIECE, 0, w->rows, &m->last_rows, first, rows,
+                    m->candidate_log + (size_t)block * UST_TRAIN_VOCAB, false, logits, UST_TRAIN_LOGITS);
 }
 
 static void loss_rows(ust_gpt2_train *m, const int32_t *labels, int first) {
@@ -89,21 +89,21 @@ static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, in
     for (int i = count; i < back->cols; i++) row[i] = 0;
   }
   ust_left left = {.data = s->rows, .rows = rows, .inputs = back->cols};
-  k->left_pack(&left, 0, s->wide, UST_TRAIN_LOGITS, rows);
-  k->left_matmul(back, 0, ust_gpt2_panels(back), &left, 0, rows, NULL, UST_ADD,
-                 m->d_norm + (size_t)first * m->config.width, (size_t)m->config.width);
-  k->left_pack_transposed(&m->transposed, first, s->wide, UST_TRAIN_LOGITS, rows);
+  k->left_pack(&left, 0, 0, s->wide, UST_TRAIN_LOGITS, rows, back->cols);
+  ust_gpt2_multiply(m, back, UST_TRAIN_PIECE, 0, back->rows, &left, 0, rows, NULL, true,
+                    m->d_norm + (size_t)first * m->config.width, (size_t)m->config.width);
+  k->left_pack_transposed(&m->from_width.dy, first, s->wide, UST_TRAIN_LOGITS, rows);
 }
 
 /* The second product: the rows of the token matrix' gradient that belong to the block's candidates. */
-static void token_matrix_gradient(ust_gpt2_train *m, int block, int item) {
+static void token_matrix_gradient(ust_gpt2_train *m, int block, int first) {
   size_t w = (size_t)m->config.width;
-  int first = item * UST_TRAIN_GRADIENT_ROWS, count = block_count(m, block);
-  int rows = UST_MIN(UST_TRAIN_GRADIENT_ROWS, m->transposed.rows - first);
+  int count = block_count(m, block);
+  const ust_product_gradient *g = &m->from_width;
+  int rows = UST_MIN(UST_TRAIN_GRADIENT_ROWS, g->dy.rows - first);
   if (rows <= 0) return;
   float *dw = m->scratch[omp_get_thread_num()].wide;
-  m->kernels->left_matmul(&m->inputs, 0, ust_gpt2_panels(&m->inputs), &m->transposed, first, rows, NULL, UST_STORE, dw,
-                          w);
+  ust_gpt2_multiply(m, &g->x, UST_TRAIN_TOKENS, 0, g->x.rows, &g->dy, first, rows, NULL, false, dw, w);
   for (int i = 0; i < rows && first + i < count; i++)
     m->kernels->add(dw + (size_t)i * w,
                     ust_gpt2_gradient(m, UST_TOKENS) + (size_t)m->candidate[block * UST_TRAIN_VOCAB + first + i] * w,
@@ -113,25 +113,28 @@ static void token_matrix_gradient(ust_gpt2_train *m, int block, int item) {
 /* By all threads of a parallel region together. */
 static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
   size_t w = (size_t)m->config.width;
-  int share = UST_ROUND_UP((m->config.width + m->threads - 1) / m->threads, UST_PANEL);
+  ust_product_gradient *g = &m->from_width;
 #pragma omp single
   {
-    m->inputs.rows = m->config.width;
-    m->inputs.cols = m->transposed.inputs = m->tokens;
+    g->x.rows = m->config.width;
+    g->x.cols = g->dy.inputs = m->tokens;
     memset(m->d_norm, 0, (size_t)m->tokens * w * sizeof(float));
     memset(m->d_stream, 0, (size_t)m->tokens * w * sizeof(float));
     memset(m->kl, 0, (size_t)m->tokens * sizeof(float));
   }
 #pragma omp for schedule(dynamic)
-  for (int first = 0; first < m->config.width; first += share)
-    m->kernels->pack(&m->inputs, first, UST_MIN(share, m->config.width - first), m->last_norm + first, 1, w);
+  for (int first = 0; first < m->tokens; first += UST_TRAIN_TOKENS) {
+    ust_matrix part = ust_gpt2_part(m, &g->x, UST_TRAIN_TOKENS, 0, m->config.width, first);
+    m->kernels->pack_inputs(&part, 0, m->last_norm + (size_t)first * w, w, part.cols);
+  }
   for (int block = 0; block < m->vocabulary_blocks; block++) {
 #pragma omp single
-    m->transposed.rows = m->vocabulary[block].forward.rows;
+    g->dy.rows = m->vocabulary[block].forward.rows;
 #pragma omp for schedule(dynamic)
     for (int b = 0; b < ust_gpt2_row_blocks(m); b++) logit_gradient_rows(m, of, block, b * UST_TRAIN_ROWS);
 #pragma omp for schedule(dynamic)
-    for (int i = 0; i < UST_TRAIN_VOCAB / UST_TRAIN_GRADIENT_ROWS; i++) token_matrix_gradient(m, block, i);
+    for (int first = 0; first < UST_TRAIN_VOCAB; first += UST_TRAIN_GRADIENT_ROWS)
+      token_matrix_gradient(m, block, first);
   }
 }
 

@@ -14,22 +14,24 @@ static ust_gpt2_scratch *scratch_of(const ust_gpt2_train *m) {
 static int block_rows(const ust_gpt2_train *m, int first) {
   return UST_MIN(UST_TRAIN_ROWS, m->tokens - first);
 }
-static char *activation_at(const ust_gpt2_train *m, void *base, size_t element) {
-  return (char *)base + element * m->kernels->activation_size;
+/* Rows x [rows, n] as a left operand, in the memory given. */
+static ust_left left_rows(const ust_gpt2_train *m, const float *x, int n, int rows, void *memory) {
+  ust_left left = {.data = memory, .rows = rows, .inputs = n};
+  m->kernels->left_pack(&left, 0, 0, x, (size_t)n, rows, n);
+  return left;
 }
 
-/* x[rows, n] (rows `stride` apart) -> activations [rows, n], n a multiple of 32 */
-static void convert_rows(const ust_gpt2_train *m, const float *x, size_t stride, int rows, int n, void *y) {
-  for (int r = 0; r < rows; r++)
-    m->kernels->convert(x + (size_t)r * stride, n, activation_at(m, y, (size_t)r * (size_t)n));
-}
-
-/* y[rows, w->rows] = x[rows, w->cols] w^T + bias */
+/* y[rows, w->rows] = x[rows, w->cols] w^T + bias, or added to what stands there (and no bias) */
 static void linear_rows(const ust_gpt2_train *m, const ust_matrix *w, const float *x, int rows, const float *bias,
-                        ust_epilogue epilogue, float *y) {
-  ust_left left = {.data = scratch_of(m)->rows, .rows = rows, .inputs = w->cols};
-  m->kernels->left_pack(&left, 0, x, (size_t)w->cols, rows);
-  m->kernels->left_matmul(w, 0, ust_gpt2_panels(w), &left, 0, rows, bias, epilogue, y, (size_t)w->rows);
+                        bool add, float *y) {
+  ust_left left = left_rows(m, x, w->cols, rows, scratch_of(m)->rows);
+  ust_gpt2_multiply(m, w, UST_TRAIN_PIECE, 0, w->rows, &left, 0, rows, bias, add, y, (size_t)w->rows);
+}
+
+/* y[rows, n] = x + bias */
+static void add_bias(const ust_gpt2_train *m, const float *x, const float *bias, int rows, int n, float *y) {
+  memcpy(y, x, (size_t)rows * (size_t)n * sizeof *y);
+  for (int r = 0; r < rows; r++) m->kernels->add(bias, y + (size_t)r * (size_t)n, (size_t)n);
 }
 
 static void norm_rows(const ust_gpt2_train *m, const float *x, int gain, int rows, float *y, float *mean, float *rstd) {
@@ -41,97 +43,100 @@ static void norm_rows(const ust_gpt2_train *m, const float *x, int gain, int row
 
 /* ---- attention ---- */
 
+/* A head's rows of one sequence: queries, keys and values, or their gradients. */
 typedef struct head {
   int dim, width;
-  size_t qkv_stride;
-  float scale;
-  const float *q, *k, *v; /* rows qkv_stride apart */
+  size_t stride; /* of the rows of q, k and v */
+  float *q, *k, *v;
 } head;
 
-static head head_of(const ust_gpt2_train *m, const float *qkv, int item) {
+static head head_of(const ust_gpt2_train *m, float *qkv, int item) {
   int dim = m->config.width / m->config.heads, sequence = item / m->config.heads, index = item % m->config.heads;
   size_t stride = 3 * (size_t)m->config.width;
-  const float *q = qkv + (size_t)sequence * m->window * stride + (size_t)index * dim;
+  float *q = qkv + (size_t)sequence * m->window * stride + (size_t)index * dim;
   return (head){.dim = dim,
                 .width = m->config.width,
-                .qkv_stride = stride,
-                .scale = 1.0f / sqrtf((float)dim),
+                .stride = stride,
                 .q = q,
                 .k = q + m->config.width,
                 .v = q + 2 * m->config.width};
 }
+/* The head's columns of [tokens, width]. */
+static float *head_output(const ust_gpt2_train *m, const head *h, float *rows, int item) {
+  return rows + (size_t)(item / m->config.heads) * m->window * h->width + (size_t)(item % m->config.heads) * h->dim;
+}
 
-/* Packs source[slots, dims] as it is (rows = slots) or transposed (rows = dims). */
+/* A matrix of source[window, dims], or of its transpose. */
 static const ust_matrix *pack_head(const ust_gpt2_train *m, const float *source, size_t stride, int dims,
                                    bool transposed) {
   ust_matrix *matrix = &scratch_of(m)->matrix;
   matrix->rows = transposed ? dims : m->window;
   matrix->cols = transposed ? m->window : dims;
-  m->kernels->pack(matrix, 0, matrix->rows, source, transposed ? 1 : stride, transposed ? stride : 1);
+  if (transposed)
+    m->kernels->pack_inputs(matrix, 0, source, stride, m->window);
+  else
+    m->kernels->pack(matrix, 0, m->window, source, stride, 1);
   return matrix;
 }
 
 /* y[window, window] = x[window, dims] w^T below the diagonal; above it, what a block of queries covers. */
-static void causal_product(const ust_gpt2_train *m, const ust_matrix *w, const void *x, int dims, float *y) {
+static void causal_product(const ust_gpt2_train *m, const ust_matrix *w, const float *x, size_t stride, float *y) {
+  ust_left left = {.data = scratch_of(m)->head_rows, .rows = m->window, .inputs = w->cols};
+  m->kernels->left_pack(&left, 0, 0, x, stride, m->window, w->cols);
   for (int r = 0; r < m->window; r += UST_TRAIN_QUERIES) {
     int rows = UST_MIN(UST_TRAIN_QUERIES, m->window - r);
-    m->kernels->matmul(w, 0, (r + rows + UST_PANEL - 1) / UST_PANEL,
-                       activation_at(m, (void *)(uintptr_t)x, (size_t)r * (size_t)dims), (size_t)dims, rows, NULL,
-                       UST_STORE, y + (size_t)r * m->window_stride, (size_t)m->window_stride);
+    ust_matrix seen = *w;
+    seen.rows = r + rows;
+    m->kernels->left_matmul(&seen, &left, r, 0, rows, NULL, false, y + (size_t)r * m->window, (size_t)m->window);
   }
 }
 
-/* s->head = scaled queries, s->square = softmax(causal q k^T / sqrt(dim)) */
-static void attention_matrix(const ust_gpt2_train *m, const head *h, ust_gpt2_scratch *s) {
-  for (int i = 0; i < m->window; i++)
-    for (int d = 0; d < h->dim; d++) s->head[(size_t)i * h->dim + d] = h->q[(size_t)i * h->qkv_stride + d] * h->scale;
-  convert_rows(m, s->head, (size_t)h->dim, m->window, h->dim, s->head_rows);
-  causal_product(m, pack_head(m, h->k, h->qkv_stride, h->dim, false), s->head_rows, h->dim, s->square);
-  for (int i = 0; i < m->window; i++)
-    m->kernels->softmax(s->square + (size_t)i * m->window_stride, i + 1, m->window_stride);
+/* s->square = softmax(causal q k^T scale) */
+static void attention_matrix(const ust_gpt2_train *m, const head *h, float scale, ust_gpt2_scratch *s) {
+  causal_product(m, pack_head(m, h->k, h->stride, h->dim, false), h->q, h->stride, s->square);
+  for (int i = 0; i < m->window; i++) m->kernels->softmax(s->square + (size_t)i * m->window, i + 1, m->window, scale);
 }
 
-/* y[window, dims] = square x matrix^T with `square` [window, window], transposed on demand */
+/* y[window, dims] = square w^T, or its transpose's product */
 static void square_product(const ust_gpt2_train *m, const float *square, bool transposed, const ust_matrix *w, float *y,
                            size_t y_stride) {
-  ust_gpt2_scratch *s = scratch_of(m);
-  size_t stride = (size_t)m->window_stride;
+  size_t window = (size_t)m->window;
+  ust_left left = {.data = scratch_of(m)->square_rows, .rows = m->window, .inputs = m->window};
   if (transposed)
-    m->kernels->convert_transposed(square, stride, m->window, m->window, s->square_rows, stride);
+    m->kernels->left_pack_transposed(&left, 0, square, window, m->window);
   else
-    convert_rows(m, square, stride, m->window, m->window_stride, s->square_rows);
-  m->kernels->matmul(w, 0, ust_gpt2_panels(w), s->square_rows, stride, m->window, NULL, UST_STORE, y, y_stride);
+    m->kernels->left_pack(&left, 0, 0, square, window, m->window, m->window);
+  m->kernels->left_matmul(w, &left, 0, 0, m->window, NULL, false, y, y_stride);
+}
+
+static float attention_scale(const head *h) {
+  return 1.0f / sqrtf((float)h->dim);
 }
 
 static void attention_forward(const ust_gpt2_train *m, const ust_kept *kept, int item) {
   ust_gpt2_scratch *s = scratch_of(m);
   head h = head_of(m, kept->qkv, item);
-  attention_matrix(m, &h, s);
-  float *out = kept->attention + (size_t)(item / m->config.heads) * m->window * h.width +
-               (size_t)(item % m->config.heads) * h.dim;
-  square_product(m, s->square, false, pack_head(m, h.v, h.qkv_stride, h.dim, true), out, (size_t)h.width);
+  attention_matrix(m, &h, attention_scale(&h), s);
+  square_product(m, s->square, false, pack_head(m, h.v, h.stride, h.dim, true),
+                 head_output(m, &h, kept->attention, item), (size_t)h.width);
 }
 
 /* With P the softmax, o = P v, S = q k^T scale:
- * dv = P^T do, dP = do v^T, dS = P (dP - rowsum(P dP)), dq = scale dS k, dk = dS^T (scale q) */
+ * dv = P^T do, dP = do v^T, dS = scale P (dP - rowsum(P dP)), dq = dS k, dk = dS^T q */
 static void attention_backward(const ust_gpt2_train *m, const ust_kept *kept, int item) {
   ust_gpt2_scratch *s = scratch_of(m);
   head h = head_of(m, kept->qkv, item), d = head_of(m, m->d_qkv, item);
-  float *dq = (float *)(uintptr_t)d.q, *dk = dq + h.width, *dv = dk + h.width;
-  const float *d_out = m->d_attention + (size_t)(item / m->config.heads) * m->window * h.width +
-                       (size_t)(item % m->config.heads) * h.dim;
-  attention_matrix(m, &h, s);
-  square_product(m, s->square, true, pack_head(m, d_out, (size_t)h.width, h.dim, true), dv, h.qkv_stride);
-  convert_rows(m, d_out, (size_t)h.width, m->window, h.dim, s->head_rows);
-  causal_product(m, pack_head(m, h.v, h.qkv_stride, h.dim, false), s->head_rows, h.dim, s->square2);
+  const float *d_out = head_output(m, &h, m->d_attention, item);
+  float scale = attention_scale(&h);
+  attention_matrix(m, &h, scale, s);
+  square_product(m, s->square, true, pack_head(m, d_out, (size_t)h.width, h.dim, true), d.v, d.stride);
+  causal_product(m, pack_head(m, h.v, h.stride, h.dim, false), d_out, (size_t)h.width, s->square2);
   for (int i = 0; i < m->window; i++) {
-    size_t row = (size_t)i * m->window_stride;
-    m->kernels->softmax_backward(s->square + row, s->square2 + row, i + 1, m->window_stride);
+    size_t row = (size_t)i * (size_t)m->window;
+    m->kernels->softmax_backward(s->square + row, s->square2 + row, i + 1, m->window, scale);
   }
-  square_product(m, s->square2, true, pack_head(m, s->head, (size_t)h.dim, h.dim, true), dk, h.qkv_stride);
-  square_product(m, s->square2, false, pack_head(m, h.k, h.qkv_stride, h.dim, true), dq, h.qkv_stride);
-  for (int i = 0; i < m->window; i++)
-    for (int j = 0; j < h.dim; j++) dq[(size_t)i * h.qkv_stride + j] *= h.scale;
+  square_product(m, s->square2, true, pack_head(m, h.q, h.stride, h.dim, true), d.k, d.stride);
+  square_product(m, s->square2, false, pack_head(m, h.k, h.stride, h.dim, true), d.q, d.stride);
 }
 
 /* ---- forward ---- */
@@ -146,24 +151,40 @@ static void embed(const ust_gpt2_train *m, float *x) {
   }
 }
 
+/* output[rows, width] = middle + bias + gelu(norm2 up^T + bias) down^T, features a few columns at a time */
+static void features_forward(const ust_gpt2_train *m, int l, int first, int rows, float *output) {
+  const ust_kept *kept = &m->kept[l];
+  const ust_linear *up = &m->linears[l * 4 + 2], *down = up + 1;
+  ust_gpt2_scratch *s = scratch_of(m);
+  int w = m->config.width, f = m->config.feed_forward;
+  const float *up_bias = ust_gpt2_value(m, ust_gpt2_layer(l, UST_UP_BIAS));
+  ust_left read = left_rows(m, kept->norm2 + (size_t)first * (size_t)w, w, rows, s->rows);
+  ust_left features = {.data = s->rows2, .rows = rows, .inputs = f};
+  for (int at = 0; at < f; at += UST_TRAIN_COLUMNS) {
+    int count = UST_MIN(UST_TRAIN_COLUMNS, f - at);
+    float *values = kept->up + (size_t)first * (size_t)f + at;
+    ust_gpt2_multiply(m, &up->forward, UST_TRAIN_PIECE, at, count, &read, 0, rows, up_bias + at, false, values,
+                      (size_t)f);
+    for (int r = 0; r < rows; r++)
+      m->kernels->gelu(values + (size_t)r * (size_t)f, s->wide + (size_t)r * (size_t)count, (size_t)count);
+    m->kernels->left_pack(&features, 0, at, s->wide, (size_t)count, rows, count);
+  }
+  add_bias(m, kept->middle + (size_t)first * (size_t)w, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN_BIAS)), rows, w,
+           output);
+  ust_gpt2_multiply(m, &down->forward, UST_TRAIN_PIECE, 0, w, &features, 0, rows, NULL, true, output, (size_t)w);
+}
+
 /* Everything of a layer after attention, for a block of rows. */
 static void feed_forward_rows(const ust_gpt2_train *m, int l, int first, float *output) {
   const ust_kept *kept = &m->kept[l];
-  const ust_linear *linears = &m->linears[l * 4];
-  size_t w = (size_t)m->config.width, f = (size_t)m->config.feed_forward, at = (size_t)first * w;
+  size_t at = (size_t)first * (size_t)m->config.width;
   int rows = block_rows(m, first);
-  memcpy(kept->middle + at, kept->input + at, (size_t)rows * w * sizeof(float));
-  linear_rows(m, &linears[1].forward, kept->attention + at, rows, ust_gpt2_value(m, ust_gpt2_layer(l, UST_OUT_BIAS)),
-              UST_ADD, kept->middle + at);
+  add_bias(m, kept->input + at, ust_gpt2_value(m, ust_gpt2_layer(l, UST_OUT_BIAS)), rows, m->config.width,
+           kept->middle + at);
+  linear_rows(m, &m->linears[l * 4 + 1].forward, kept->attention + at, rows, NULL, true, kept->middle + at);
   norm_rows(m, kept->middle + at, ust_gpt2_layer(l, UST_NORM2_GAIN), rows, kept->norm2 + at, kept->mean2 + first,
             kept->rstd2 + first);
-  float *up = kept->up + (size_t)first * f, *gelu = kept->gelu + (size_t)first * f;
-  linear_rows(m, &linears[2].forward, kept->norm2 + at, rows, ust_gpt2_value(m, ust_gpt2_layer(l, UST_UP_BIAS)),
-              UST_STORE, up);
-  m->kernels->gelu(up, gelu, (size_t)rows * f);
-  memcpy(output + at, kept->middle + at, (size_t)rows * w * sizeof(float));
-  linear_rows(m, &linears[3].forward, gelu, rows, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN_BIAS)), UST_ADD,
-              output + at);
+  features_forward(m, l, first, rows, output + at);
 }
 
 static void layer_forward(const ust_gpt2_train *m, int l) {
@@ -176,7 +197,7 @@ static void layer_forward(const ust_gpt2_train *m, int l) {
     norm_rows(m, kept->input + first * w, ust_gpt2_layer(l, UST_NORM1_GAIN), rows, kept->norm1 + first * w,
               kept->mean1 + first, kept->rstd1 + first);
     linear_rows(m, &m->linears[l * 4].forward, kept->norm1 + first * w, rows,
-                ust_gpt2_value(m, ust_gpt2_layer(l, UST_QKV_BIAS)), UST_STORE, kept->qkv + first * 3 * w);
+                ust_gpt2_value(m, ust_gpt2_layer(l, UST_QKV_BIAS)), false, kept->qkv + first * 3 * w);
   }
 #pragma omp for schedule(dynamic)
   for (int i = 0; i < m->sequences * m->config.heads; i++) attention_forward(m, kept, i);
@@ -208,7 +229,7 @@ void ust_gpt2_train_norm(ust_gpt2_train *m, int gain) {
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
     norm_rows(m, m->last + first * w, gain, rows, m->last_norm + first * w, m->last_mean + first, m->last_rstd + first);
-    m->kernels->left_pack(&m->last_rows, first, m->last_norm + first * w, w, rows);
+    m->kernels->left_pack(&m->last_rows, first, 0, m->last_norm + first * w, w, rows, (int)w);
   }
 }
 
@@ -220,36 +241,51 @@ void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t
 
 /* ---- backward ---- */
 
-/* Tensors of dW are cut into blocks of rows by panels, none along the tokens. */
-void ust_gpt2_weight_gradient(ust_gpt2_train *m, const float *dy, int out, const float *x, int in, float *dw,
-                              float *dbias) {
-  const ust_kernels *k = m->kernels;
-  int panels = in / UST_PANEL, blocks = (out + UST_TRAIN_GRADIENT_ROWS - 1) / UST_TRAIN_GRADIENT_ROWS;
-  int share = UST_ROUND_UP((in + m->threads - 1) / m->threads, UST_PANEL);
+/* By all threads: the next products' shape. */
+static void gradient_start(ust_gpt2_train *m, ust_product_gradient *g, int outputs, int inputs) {
 #pragma omp single
   {
-    m->inputs.rows = in;
-    m->transposed.rows = out;
-    m->inputs.cols = m->transposed.inputs = m->tokens;
+    g->dy.rows = outputs;
+    g->x.rows = inputs;
+    g->dy.inputs = g->x.cols = m->tokens;
   }
+}
+
+/* Columns `at`… of dy, f32 [rows, stride], of a block of rows; `at` a multiple of 32. */
+static void gradient_take_dy(const ust_gpt2_train *m, ust_product_gradient *g, int first, int rows, int at, int count,
+                             const float *dy, size_t stride) {
+  size_t skipped = (size_t)at * (size_t)m->tokens * m->kernels->activation_size;
+  ust_left part = {.data = (char *)g->dy.data + skipped, .rows = count, .inputs = m->tokens};
+  float *bias = g->bias + (size_t)(first / UST_TRAIN_ROWS) * (size_t)g->dy.rows + at;
+  m->kernels->left_pack_transposed(&part, first, dy, stride, rows);
+  memset(bias, 0, (size_t)count * sizeof *bias);
+  for (int r = 0; r < rows; r++) m->kernels->add(dy + (size_t)r * stride, bias, (size_t)count);
+}
+
+/* Columns `at`… of x likewise. */
+static void gradient_take_x(const ust_gpt2_train *m, ust_product_gradient *g, int first, int rows, int at, int count,
+                            const float *x, size_t stride) {
+  for (int r = 0; r < rows; r += UST_TRAIN_TOKENS) {
+    ust_matrix part = ust_gpt2_part(m, &g->x, UST_TRAIN_TOKENS, at, count, first + r);
+    m->kernels->pack_inputs(&part, 0, x + (size_t)r * stride, stride, UST_MIN(UST_TRAIN_TOKENS, rows - r));
+  }
+}
+
+/* By all threads: dw[outputs, inputs] += dy^T x, dbias[outputs] += column sums of dy. dw is cut into blocks, the sum
+ * over tokens is not. */
+static void gradient_add(const ust_gpt2_train *m, const ust_product_gradient *g, float *dw, float *dbias) {
+  int outputs = g->dy.rows, inputs = g->x.rows, across = ust_gpt2_column_blocks(inputs);
+  int down = (outputs + UST_TRAIN_GRADIENT_ROWS - 1) / UST_TRAIN_GRADIENT_ROWS;
 #pragma omp for schedule(dynamic) nowait
-  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
-    int first = b * UST_TRAIN_ROWS;
-    k->left_pack_transposed(&m->transposed, first, dy + (size_t)first * out, (size_t)out, block_rows(m, first));
+  for (int i = 0; i < down * across; i++) {
+    int row = i / across * UST_TRAIN_GRADIENT_ROWS, at = i % across * UST_TRAIN_COLUMNS;
+    ust_gpt2_multiply(m, &g->x, UST_TRAIN_TOKENS, at, UST_MIN(UST_TRAIN_COLUMNS, inputs - at), &g->dy, row,
+                      UST_MIN(UST_TRAIN_GRADIENT_ROWS, outputs - row), NULL, true,
+                      dw + (size_t)row * (size_t)inputs + at, (size_t)inputs);
   }
-#pragma omp for schedule(dynamic) nowait
-  for (int first = 0; first < in; first += share)
-    k->pack(&m->inputs, first, UST_MIN(share, in - first), x + first, 1, (size_t)in);
-#pragma omp for schedule(dynamic)
-  for (int first = 0; first < out; first += 256)
-    for (int t = 0; t < m->tokens; t++)
-      k->add(dy + (size_t)t * out + first, dbias + first, (size_t)UST_MIN(256, out - first));
-#pragma omp for schedule(dynamic)
-  for (int b = 0; b < blocks; b++) {
-    int first = b * UST_TRAIN_GRADIENT_ROWS, rows = UST_MIN(UST_TRAIN_GRADIENT_ROWS, out - first);
-    k->left_matmul(&m->inputs, 0, panels, &m->transposed, first, rows, NULL, UST_ADD, dw + (size_t)first * in,
-                   (size_t)in);
-  }
+#pragma omp single
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++)
+    m->kernels->add(g->bias + (size_t)b * (size_t)outputs, dbias, (size_t)outputs);
 }
 
 void ust_gpt2_norm_backward(ust_gpt2_train *m, const float *x, const float *mean, const float *rstd, int gain) {
@@ -269,43 +305,72 @@ void ust_gpt2_norm_backward(ust_gpt2_train *m, const float *x, const float *mean
   }
 }
 
-/* dx[tokens, in] = dy[tokens, out] w */
-static void input_gradient(const ust_gpt2_train *m, const ust_linear *linear, const float *dy, float *dx) {
-  size_t in = (size_t)linear->backward.rows, out = (size_t)linear->backward.cols;
+/* By all threads: of the layer y = x w^T, with dy [tokens, out] and x [tokens, width]: dx = dy w, and the gradients of
+ * its matrix and of the bias behind it. */
+static void linear_backward(ust_gpt2_train *m, int l, int which, int matrix, const float *dy, const float *x,
+                            float *dx) {
+  const ust_matrix *w = &m->linears[l * 4 + which].backward;
+  size_t in = (size_t)w->rows, out = (size_t)w->cols;
+  gradient_start(m, &m->from_width, w->cols, w->rows);
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
-    int first = b * UST_TRAIN_ROWS;
-    linear_rows(m, &linear->backward, dy + first * out, block_rows(m, first), NULL, UST_STORE, dx + first * in);
+    int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
+    linear_rows(m, w, dy + first * out, rows, NULL, false, dx + first * in);
+    gradient_take_dy(m, &m->from_width, first, rows, 0, w->cols, dy + first * out, out);
+    gradient_take_x(m, &m->from_width, first, rows, 0, w->rows, x + first * in, in);
   }
+  gradient_add(m, &m->from_width, ust_gpt2_gradient(m, ust_gpt2_layer(l, matrix)),
+               ust_gpt2_gradient(m, ust_gpt2_layer(l, matrix + 1)));
+}
+
+/* A block of rows of features_forward() backwards: d_norm, and the operands of both matrices' gradients. */
+static void features_backward_rows(ust_gpt2_train *m, int l, int first) {
+  const ust_kept *kept = &m->kept[l];
+  const ust_linear *up = &m->linears[l * 4 + 2], *down = up + 1;
+  ust_gpt2_scratch *s = scratch_of(m);
+  int w = m->config.width, f = m->config.feed_forward, rows = block_rows(m, first);
+  size_t narrow = (size_t)first * (size_t)w;
+  ust_left given = left_rows(m, m->d_stream + narrow, w, rows, s->rows);
+  ust_left d_up = {.data = s->rows2, .rows = rows, .inputs = f};
+  gradient_take_dy(m, &m->from_features, first, rows, 0, w, m->d_stream + narrow, (size_t)w);
+  gradient_take_x(m, &m->from_width, first, rows, 0, w, kept->norm2 + narrow, (size_t)w);
+  for (int at = 0; at < f; at += UST_TRAIN_COLUMNS) {
+    int count = UST_MIN(UST_TRAIN_COLUMNS, f - at);
+    size_t stride = (size_t)count;
+    ust_gpt2_multiply(m, &down->backward, UST_TRAIN_PIECE, at, count, &given, 0, rows, NULL, false, s->wide, stride);
+    for (int r = 0; r < rows; r++) {
+      float *d = s->wide + (size_t)r * stride, *features = s->wide2 + (size_t)r * stride;
+      m->kernels->gelu_backward(kept->up + (size_t)(first + r) * (size_t)f + at, d, d, features, stride);
+    }
+    m->kernels->left_pack(&d_up, 0, at, s->wide, stride, rows, count);
+    gradient_take_dy(m, &m->from_width, first, rows, at, count, s->wide, stride);
+    gradient_take_x(m, &m->from_features, first, rows, at, count, s->wide2, stride);
+  }
+  ust_gpt2_multiply(m, &up->backward, UST_TRAIN_PIECE, 0, w, &d_up, 0, rows, NULL, false, m->d_norm + narrow,
+                    (size_t)w);
+}
+
+static void features_backward(ust_gpt2_train *m, int l) {
+  int w = m->config.width, f = m->config.feed_forward;
+  gradient_start(m, &m->from_width, f, w);
+  gradient_start(m, &m->from_features, w, f);
+#pragma omp for schedule(dynamic)
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) features_backward_rows(m, l, b * UST_TRAIN_ROWS);
+  gradient_add(m, &m->from_features, ust_gpt2_gradient(m, ust_gpt2_layer(l, UST_DOWN)),
+               ust_gpt2_gradient(m, ust_gpt2_layer(l, UST_DOWN_BIAS)));
+  gradient_add(m, &m->from_width, ust_gpt2_gradient(m, ust_gpt2_layer(l, UST_UP)),
+               ust_gpt2_gradient(m, ust_gpt2_layer(l, UST_UP_BIAS)));
 }
 
 static void layer_backward(ust_gpt2_train *m, int l) {
   const ust_kept *kept = &m->kept[l];
-  const ust_linear *linears = &m->linears[l * 4];
-  int w = m->config.width, f = m->config.feed_forward, base = ust_gpt2_layer(l, 0);
-  float *gradient[UST_LAYER_TENSORS];
-  for (int t = 0; t < UST_LAYER_TENSORS; t++) gradient[t] = ust_gpt2_gradient(m, base + t);
-
-  ust_gpt2_weight_gradient(m, m->d_stream, w, kept->gelu, f, gradient[UST_DOWN], gradient[UST_DOWN_BIAS]);
-#pragma omp for schedule(dynamic)
-  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
-    int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
-    size_t wide = (size_t)first * f, narrow = (size_t)first * w;
-    float *d_up = m->d_up + wide;
-    linear_rows(m, &linears[3].backward, m->d_stream + narrow, rows, NULL, UST_STORE, d_up);
-    m->kernels->gelu_backward(kept->up + wide, d_up, d_up, (size_t)rows * f);
-    linear_rows(m, &linears[2].backward, d_up, rows, NULL, UST_STORE, m->d_norm + narrow);
-  }
-  ust_gpt2_weight_gradient(m, m->d_up, f, kept->norm2, w, gradient[UST_UP], gradient[UST_UP_BIAS]);
-  ust_gpt2_norm_backward(m, kept->middle, kept->mean2, kept->rstd2, base + UST_NORM2_GAIN);
-
-  ust_gpt2_weight_gradient(m, m->d_stream, w, kept->attention, w, gradient[UST_OUT], gradient[UST_OUT_BIAS]);
-  input_gradient(m, &linears[1], m->d_stream, m->d_attention);
+  features_backward(m, l);
+  ust_gpt2_norm_backward(m, kept->middle, kept->mean2, kept->rstd2, ust_gpt2_layer(l, UST_NORM2_GAIN));
+  linear_backward(m, l, 1, UST_OUT, m->d_stream, kept->attention, m->d_attention);
 #pragma omp for schedule(dynamic)
   for (int i = 0; i < m->sequences * m->config.heads; i++) attention_backward(m, kept, i);
-  ust_gpt2_weight_gradient(m, m->d_qkv, 3 * w, kept->norm1, w, gradient[UST_QKV], gradient[UST_QKV_BIAS]);
-  input_gradient(m, &linears[0], m->d_qkv, m->d_norm);
-  ust_gpt2_norm_backward(m, kept->input, kept->mean1, kept->rstd1, base + UST_NORM1_GAIN);
+  linear_backward(m, l, 0, UST_QKV, m->d_qkv, kept->norm1, m->d_norm);
+  ust_gpt2_norm_backward(m, kept->input, kept->mean1, kept->rstd1, ust_gpt2_layer(l, UST_NORM1_GAIN));
 }
 
 void ust_gpt2_layers_backward(ust_gpt2_train *m) {

@@ -9,7 +9,7 @@
 
 #include "train/internal.h"
 
-enum { VERSION = 3 };
+enum { VERSION = 4 };
 
 /* What makes a run this one. */
 enum {
@@ -28,6 +28,7 @@ enum {
   CORPUS, /* from here on checksums */
   TOKENIZER,
   TEACHER,
+  START,
   FIELDS
 };
 
@@ -42,7 +43,7 @@ static const char *const names[FIELDS] = {
     [LEVEL] = "kernel level", [VOCABULARY] = "vocabulary", [CONTEXT] = "context", [WIDTH] = "width",
     [LAYERS] = "layers",      [HEADS] = "heads",           [FLOATS] = "floats",   [WINDOW] = "window",
     [STEPS] = "steps",        [BATCH] = "batch",           [RATE] = "rate",       [SEED] = "seed",
-    [CORPUS] = "corpus",      [TOKENIZER] = "tokenizer",   [TEACHER] = "teacher"};
+    [CORPUS] = "corpus",      [TOKENIZER] = "tokenizer",   [TEACHER] = "teacher", [START] = "start"};
 
 uint64_t ust_train_checksum(uint64_t state, const void *data, size_t size) {
   const char *at = data;
@@ -80,7 +81,8 @@ static header make_header(const ust_train_run *run) {
                              [SEED] = o->seed,
                              [CORPUS] = run->corpus.fingerprint,
                              [TOKENIZER] = ust_tokenizer_fingerprint(o->tokenizer),
-                             [TEACHER] = run->teacher_fingerprint},
+                             [TEACHER] = run->teacher_fingerprint,
+                             [START] = run->start_fingerprint},
                   .step = (uint64_t)run->step};
 }
 

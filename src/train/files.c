@@ -30,38 +30,49 @@ understudy_status ust_train_export(const ust_train_run *run, understudy_error *e
   return ust_gguf_commit(writer, err);
 }
 
-/* ---- the teacher ---- */
+/* ---- models read: a teacher, or what a run starts from ---- */
 
-static understudy_status check_teacher(const ust_train_run *run, const ust_config *teacher, understudy_error *err) {
-  const char *path = ust_weights_path(run->options->teacher);
-  if (teacher->vocabulary != run->config.vocabulary)
+static understudy_status check_model(const ust_train_run *run, const ust_weights *weights, understudy_error *err) {
+  const char *path = ust_weights_path(weights);
+  const ust_config *config = ust_weights_config(weights);
+  if (config->vocabulary != run->config.vocabulary)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: vocabulary of %d tokens, expected %d as the tokenizer's",
-                     path, teacher->vocabulary, run->config.vocabulary);
-  if (teacher->context < run->config.context)
+                     path, config->vocabulary, run->config.vocabulary);
+  if (config->context < run->config.context)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s: context of %d tokens, expected at least %d", path,
-                     teacher->context, run->config.context);
-  if (ust_weights_has(run->options->teacher, "output.weight"))
+                     config->context, run->config.context);
+  if (ust_weights_has(weights, "output.weight"))
     return ust_error(err, UNDERSTUDY_ERROR_UNSUPPORTED,
                      "%s: tensor output.weight: found an output matrix of its own, expected the token embedding", path);
   return UNDERSTUDY_OK;
 }
 
-understudy_status ust_train_load_teacher(ust_train_run *run, int max_sequences, understudy_error *err) {
-  const ust_weights *weights = run->options->teacher;
-  const ust_config *config = ust_weights_config(weights);
-  UST_TRY(check_teacher(run, config, err));
-  UST_TRY(ust_gpt2_train_create(config, run->options->kernels, UST_FORMAT_BF16, UST_TRAIN_WINDOW, max_sequences,
-                                run->options->threads, false, &run->teacher, err));
-  ust_gpt2_train *m = run->teacher;
+/* Fills the model's values, whose shape is the weights'; their checksum. */
+static understudy_status read_values(const ust_weights *weights, const ust_gpt2_train *m, uint64_t *fingerprint,
+                                     understudy_error *err) {
   for (int i = 0; i < m->parameter_count; i++) {
     const ust_parameter *p = &m->parameters[i];
     const ust_tensor *tensor;
     UST_TRY(ust_weights_find(weights, p->name, (uint64_t)p->rows, (uint64_t)p->cols, &tensor, err));
     UST_TRY(ust_weights_read_rows(weights, tensor, 0, (uint64_t)p->rows, m->values + p->offset, err));
   }
-  run->teacher_fingerprint = ust_train_checksum(HOW_IT_TEACHES, m->values, m->size * sizeof *m->values);
-  ust_gpt2_train_pack(m);
+  *fingerprint = ust_train_checksum(HOW_IT_TEACHES, m->values, m->size * sizeof *m->values);
   return UNDERSTUDY_OK;
+}
+
+understudy_status ust_train_load_teacher(ust_train_run *run, int max_sequences, understudy_error *err) {
+  const ust_weights *weights = run->options->teacher;
+  UST_TRY(check_model(run, weights, err));
+  UST_TRY(ust_gpt2_train_create(ust_weights_config(weights), run->options->kernels, UST_FORMAT_BF16, UST_TRAIN_WINDOW,
+                                max_sequences, run->options->threads, false, &run->teacher, err));
+  UST_TRY(read_values(weights, run->teacher, &run->teacher_fingerprint, err));
+  ust_gpt2_train_pack(run->teacher);
+  return UNDERSTUDY_OK;
+}
+
+understudy_status ust_train_load_start(ust_train_run *run, understudy_error *err) {
+  UST_TRY(check_model(run, run->options->start, err));
+  return read_values(run->options->start, run->model, &run->start_fingerprint, err);
 }
 
 /* ---- the log ---- */

@@ -74,7 +74,8 @@ static void look_at_sample(inheritance *of) {
     add_moments(of, kept->middle, kept->mean2, kept->rstd2);
     add_written(of, kept->attention, ust_gpt2_value(m, ust_gpt2_layer(l, UST_OUT)), c->width, c->width / c->heads,
                 of->heads + (size_t)l * (size_t)c->heads);
-    add_written(of, kept->gelu, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN)), c->feed_forward, 1,
+    m->kernels->gelu(kept->up, kept->up, (size_t)m->tokens * (size_t)c->feed_forward); /* nobody needs `up` any more */
+    add_written(of, kept->up, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN)), c->feed_forward, 1,
                 of->neurons + (size_t)l * (size_t)c->feed_forward);
   }
 }

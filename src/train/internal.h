@@ -63,7 +63,7 @@ typedef struct ust_train_run {
   ust_config config;
   ust_corpus corpus, heldout;
   ust_candidates candidates;
-  uint64_t teacher_fingerprint; /* 0: none */
+  uint64_t teacher_fingerprint, start_fingerprint; /* 0: none */
   ust_gpt2_train *model, *teacher;
   float *moments;  /* [2][model->size]: running means of gradient and squared gradient */
   double *partial; /* [blocks of the gradient]: sums of squares */
@@ -94,6 +94,8 @@ understudy_status ust_checkpoint_read(ust_train_run *run, understudy_error *err)
 
 understudy_status ust_train_export(const ust_train_run *run, understudy_error *err);
 understudy_status ust_train_load_teacher(ust_train_run *run, int max_sequences, understudy_error *err);
+/* The values of options->start into the model. */
+understudy_status ust_train_load_start(ust_train_run *run, understudy_error *err);
 /* Opens the CSV log, keeping the lines of an earlier run up to run->step. */
 understudy_status ust_train_log_open(const ust_train_run *run, FILE **log, understudy_error *err);
 understudy_status ust_train_log_line(FILE *log, const char *path, const ust_train_progress *p, understudy_error *err);

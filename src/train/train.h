@@ -28,10 +28,12 @@ typedef struct ust_train_options {
   /* NULL: train on the text; else learn what the teacher thinks of it, and start as the teacher made smaller where
    * the shape allows */
   const ust_weights *teacher;
+  const ust_weights
+      *start; /* a GPT-2 of this run's shape whose values the run starts from; NULL: see above, or random */
   int width, layers, heads, context;
-  int steps, batch; /* batch: tokens of a step, rounded down to whole windows */
-  float rate;       /* highest learning rate */
-  uint64_t seed;
+  int steps, batch;       /* batch: tokens of a step, rounded down to whole windows */
+  float rate;             /* highest learning rate */
+  uint64_t seed;          /* of random values and the order of the text */
   const char *checkpoint; /* written every two minutes, at the end and when stopped; resumed from; NULL: none */
   const char *output;     /* GGUF */
   ust_type type;          /* of the matrices in it */

@@ -11,11 +11,11 @@
 
 #include "model/gpt2_train.h"
 
-enum { WINDOW = 16, SEQUENCES = 2, TOKENS = WINDOW * SEQUENCES, STEPS = 10 };
+enum { WINDOW = 32, SEQUENCES = 2, TOKENS = WINDOW * SEQUENCES, STEPS = 10 };
 
 static const ust_config shape = {.architecture = "gpt2",
                                  .vocabulary = 97,
-                                 .context = 24,
+                                 .context = 40,
                                  .width = 64,
                                  .layers = 2,
                                  .heads = 2,
@@ -108,10 +108,13 @@ static void compare_activations(const ust_gpt2_train *m, double bound) {
       const char *name;
       const float *values;
       size_t count;
-    } kept[] = {{"input", k->input, narrow},   {"norm1", k->norm1, narrow},
-                {"qkv", k->qkv, 3 * narrow},   {"attention", k->attention, narrow},
-                {"middle", k->middle, narrow}, {"norm2", k->norm2, narrow},
-                {"up", k->up, wide},           {"gelu", k->gelu, wide}};
+    } kept[] = {{"input", k->input, narrow},
+                {"norm1", k->norm1, narrow},
+                {"qkv", k->qkv, 3 * narrow},
+                {"attention", k->attention, narrow},
+                {"middle", k->middle, narrow},
+                {"norm2", k->norm2, narrow},
+                {"up", k->up, wide}};
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
       char name[64];
       snprintf(name, sizeof name, "blk.%d.%s", l, kept[i].name);
@@ -195,6 +198,87 @@ static void test_bf16(void **state) {
     if (ust_kernels_get((ust_isa)isa, NULL)) check_level((ust_isa)isa, UST_FORMAT_BF16, 2e-2, 1e-2);
 }
 
+static uint64_t random_state = 1;
+
+static uint32_t random_bits(void) {
+  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+  return (uint32_t)(random_state >> 33);
+}
+
+/* Matrices and biases within 0.1, gains within that of 1. */
+static void fill_random(ust_gpt2_train *m) {
+  for (int i = 0; i < m->parameter_count; i++) {
+    const ust_parameter *p = &m->parameters[i];
+    bool gain = strstr(p->name, "norm.weight") != NULL;
+    for (size_t k = 0; k < (size_t)p->rows * (size_t)p->cols; k++)
+      m->values[p->offset + k] = (float)gain + 0.1f * ((float)random_bits() / 1073741824.0f - 1);
+  }
+}
+
+static double loss_of(ust_gpt2_train *m, const batch *b) {
+  ust_gpt2_train_pack(m);
+  ust_gpt2_train_candidates(m, NULL, NULL, 0);
+  ust_gpt2_train_forward(m, b->ids, b->positions, SEQUENCES);
+  return ust_gpt2_train_loss(m, b->labels);
+}
+
+/* Of a model whose matrices, features and vocabulary are cut into several blocks: along a random direction in each
+ * tensor, the loss changes by what the gradient says. */
+static void test_blocks(void **state) {
+  (void)state;
+  enum { VOCABULARY = 1100 };
+  const ust_config wide = {.architecture = "gpt2",
+                           .vocabulary = VOCABULARY,
+                           .context = WINDOW,
+                           .width = 352,
+                           .layers = 1,
+                           .heads = 11,
+                           .feed_forward = 704,
+                           .norm_epsilon = 1e-5f,
+                           .bos = -1,
+                           .eos = -1};
+  ust_gpt2_train *m;
+  understudy_error err;
+  if (ust_gpt2_train_create(&wide, ust_kernels_get(UST_ISA_SCALAR, NULL), UST_FORMAT_F32, WINDOW, SEQUENCES, 2, true,
+                            &m, &err))
+    fail_msg("%s", err.message);
+  fill_random(m);
+  batch b;
+  for (int t = 0; t < TOKENS; t++) {
+    b.ids[t] = (int32_t)(random_bits() % VOCABULARY);
+    b.labels[t] = (int32_t)(random_bits() % VOCABULARY);
+    b.positions[t] = t % WINDOW;
+  }
+  loss_of(m, &b);
+  ust_gpt2_train_backward(m, b.labels, 1, NULL);
+  float *values = malloc(m->size * sizeof *values);
+  memcpy(values, m->values, m->size * sizeof *values);
+  for (int i = 0; i < m->parameter_count; i++) {
+    const ust_parameter *p = &m->parameters[i];
+    size_t count = (size_t)p->rows * (size_t)p->cols;
+    double slope = 0, size = 0, loss[2];
+    float *at = m->values + p->offset;
+    float *direction = malloc(count * sizeof *direction);
+    for (size_t k = 0; k < count; k++) {
+      direction[k] = random_bits() & 1 ? 1.0f : -1.0f;
+      slope += (double)direction[k] * (double)m->gradients[p->offset + k];
+      size += (double)m->gradients[p->offset + k] * (double)m->gradients[p->offset + k];
+    }
+    float step = (float)(0.02 / sqrt(size)); /* the loss changes by about a fiftieth of a nat */
+    for (int side = 0; side < 2; side++) {
+      for (size_t k = 0; k < count; k++) at[k] = values[p->offset + k] + (side ? step : -step) * direction[k];
+      loss[side] = loss_of(m, &b);
+    }
+    memcpy(at, values + p->offset, count * sizeof *at);
+    free(direction);
+    double found = (loss[1] - loss[0]) / (2 * (double)step);
+    if (!(fabs(found - slope) <= 0.02 * sqrt(size)))
+      fail_msg("%s: the loss changes by %g, expected %g (of %g)", p->name, found, slope, sqrt(size));
+  }
+  free(values);
+  ust_gpt2_train_free(m);
+}
+
 static void test_threads(void **state) {
   (void)state;
   batch b = load_batch();
@@ -230,10 +314,8 @@ int main(void) {
     return 1;
   }
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_f32),
-      cmocka_unit_test(test_bf16),
-      cmocka_unit_test(test_threads),
-      cmocka_unit_test(test_shapes),
+      cmocka_unit_test(test_f32),     cmocka_unit_test(test_bf16),   cmocka_unit_test(test_blocks),
+      cmocka_unit_test(test_threads), cmocka_unit_test(test_shapes),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   ust_free(fixture);
