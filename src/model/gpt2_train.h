@@ -16,11 +16,11 @@ enum {
   UST_TRAIN_PIECE = 320, /* inputs of a weight matrix packed together: a panel of them stays in the first-level cache */
   UST_TRAIN_TOKENS = 256,  /* tokens packed together likewise */
   UST_TRAIN_ROWS = 256,    /* rows of a work item: their widest activation stays in the second-level cache */
-  UST_TRAIN_COLUMNS = 640, /* columns of such a block, or of a gradient, that are made at a time */
+  UST_TRAIN_COLUMNS = 640, /* most columns of such a block, or of a gradient, that are made at a time */
   UST_TRAIN_VOCAB = 1024,  /* candidates whose logits exist at a time */
   UST_TRAIN_LOGITS = UST_TRAIN_VOCAB + 32, /* stride of them: no power of two, which would crowd few cache sets */
   UST_TRAIN_QUERIES = 64,                  /* rows of an attention matrix computed at a time */
-  UST_TRAIN_GRADIENT_ROWS = 320            /* rows of a matrix' gradient that are one work item */
+  UST_TRAIN_GRADIENT_ROWS = 320            /* most rows of a matrix' gradient that are one work item */
 };
 
 /* One parameter tensor, under GGUF's name. */
@@ -162,9 +162,10 @@ static inline int ust_gpt2_row_blocks(const ust_gpt2_train *m) {
   return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
 }
 
-/* Work items' shares of `columns` columns. */
-static inline int ust_gpt2_column_blocks(int columns) {
-  return (columns + UST_TRAIN_COLUMNS - 1) / UST_TRAIN_COLUMNS;
+/* n rows or columns in as few blocks as `most` each allow, all of a size but the last: theirs, a multiple of 32. */
+static inline int ust_gpt2_even(int n, int most) {
+  int blocks = (n + most - 1) / most;
+  return UST_ROUND_UP((n + blocks - 1) / blocks, 32);
 }
 /* A part of a packed matrix: `count` outputs from `first` on and the inputs from `input` on, of which `piece` at a time
  * are packed together. All of them are multiples of 32. */

@@ -100,7 +100,7 @@ static void token_matrix_gradient(ust_gpt2_train *m, int block, int first) {
   size_t w = (size_t)m->config.width;
   int count = block_count(m, block);
   const ust_product_gradient *g = &m->from_width;
-  int rows = UST_MIN(UST_TRAIN_GRADIENT_ROWS, g->dy.rows - first);
+  int rows = UST_MIN(ust_gpt2_even(UST_TRAIN_VOCAB, UST_TRAIN_GRADIENT_ROWS), g->dy.rows - first);
   if (rows <= 0) return;
   float *dw = m->scratch[omp_get_thread_num()].wide;
   ust_gpt2_multiply(m, &g->x, UST_TRAIN_TOKENS, 0, g->x.rows, &g->dy, first, rows, NULL, false, dw, w);
@@ -118,14 +118,14 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
   {
     g->x.rows = m->config.width;
     g->x.cols = g->dy.inputs = m->tokens;
-    memset(m->d_norm, 0, (size_t)m->tokens * w * sizeof(float));
-    memset(m->d_stream, 0, (size_t)m->tokens * w * sizeof(float));
     memset(m->kl, 0, (size_t)m->tokens * sizeof(float));
   }
 #pragma omp for schedule(dynamic)
   for (int first = 0; first < m->tokens; first += UST_TRAIN_TOKENS) {
     ust_matrix part = ust_gpt2_part(m, &g->x, UST_TRAIN_TOKENS, 0, m->config.width, first);
     m->kernels->pack_inputs(&part, 0, m->last_norm + (size_t)first * w, w, part.cols);
+    memset(m->d_norm + (size_t)first * w, 0, (size_t)part.cols * w * sizeof(float));
+    memset(m->d_stream + (size_t)first * w, 0, (size_t)part.cols * w * sizeof(float));
   }
   for (int block = 0; block < m->vocabulary_blocks; block++) {
 #pragma omp single
@@ -133,7 +133,7 @@ static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
 #pragma omp for schedule(dynamic)
     for (int b = 0; b < ust_gpt2_row_blocks(m); b++) logit_gradient_rows(m, of, block, b * UST_TRAIN_ROWS);
 #pragma omp for schedule(dynamic)
-    for (int first = 0; first < UST_TRAIN_VOCAB; first += UST_TRAIN_GRADIENT_ROWS)
+    for (int first = 0; first < UST_TRAIN_VOCAB; first += ust_gpt2_even(UST_TRAIN_VOCAB, UST_TRAIN_GRADIENT_ROWS))
       token_matrix_gradient(m, block, first);
   }
 }

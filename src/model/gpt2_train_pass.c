@@ -274,15 +274,14 @@ static void gradient_take_x(const ust_gpt2_train *m, ust_product_gradient *g, in
 /* By all threads: dw[outputs, inputs] += dy^T x, dbias[outputs] += column sums of dy. dw is cut into blocks, the sum
  * over tokens is not. */
 static void gradient_add(const ust_gpt2_train *m, const ust_product_gradient *g, float *dw, float *dbias) {
-  int outputs = g->dy.rows, inputs = g->x.rows, across = ust_gpt2_column_blocks(inputs);
-  int down = (outputs + UST_TRAIN_GRADIENT_ROWS - 1) / UST_TRAIN_GRADIENT_ROWS;
-#pragma omp for schedule(dynamic) nowait
-  for (int i = 0; i < down * across; i++) {
-    int row = i / across * UST_TRAIN_GRADIENT_ROWS, at = i % across * UST_TRAIN_COLUMNS;
-    ust_gpt2_multiply(m, &g->x, UST_TRAIN_TOKENS, at, UST_MIN(UST_TRAIN_COLUMNS, inputs - at), &g->dy, row,
-                      UST_MIN(UST_TRAIN_GRADIENT_ROWS, outputs - row), NULL, true,
-                      dw + (size_t)row * (size_t)inputs + at, (size_t)inputs);
-  }
+  int outputs = g->dy.rows, inputs = g->x.rows;
+  int high = ust_gpt2_even(outputs, UST_TRAIN_GRADIENT_ROWS), wide = ust_gpt2_even(inputs, UST_TRAIN_COLUMNS);
+#pragma omp for schedule(dynamic) collapse(2) nowait
+  for (int row = 0; row < outputs; row += high)
+    for (int at = 0; at < inputs; at += wide)
+      ust_gpt2_multiply(m, &g->x, UST_TRAIN_TOKENS, at, UST_MIN(wide, inputs - at), &g->dy, row,
+                        UST_MIN(high, outputs - row), NULL, true, dw + (size_t)row * (size_t)inputs + at,
+                        (size_t)inputs);
 #pragma omp single
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++)
     m->kernels->add(g->bias + (size_t)b * (size_t)outputs, dbias, (size_t)outputs);

@@ -20,8 +20,8 @@ static understudy_status check_options(const ust_train_options *o, understudy_er
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "batch is %d tokens, expected at least one window of %d", o->batch,
                      UST_TRAIN_WINDOW);
   if (o->context < UST_TRAIN_WINDOW)
-    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "context is %d tokens, expected at least one window of %d",
-                     o->context, UST_TRAIN_WINDOW);
+    return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "%s%scontext is %d tokens, expected at least one window of %d",
+                     o->start ? ust_weights_path(o->start) : "", o->start ? ": " : "", o->context, UST_TRAIN_WINDOW);
   if (o->steps < 1 || !(o->rate > 0) || o->threads < 1)
     return ust_error(err, UNDERSTUDY_ERROR_ARGUMENT, "steps %d, rate %g, threads %d, expected all above 0", o->steps,
                      (double)o->rate, o->threads);

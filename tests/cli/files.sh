@@ -95,6 +95,20 @@ learn train --tokenizer t.gguf --corpus text.txt
 learn train --tokenizer "$model" --corpus text.txt --log same --checkpoint ./same
 learn train --tokenizer "$model" --corpus text.txt --log x.gguf --checkpoint t.gguf
 find . -name '*.ckpt*'
+echo "== trained on from a model"
+learn train --tokenizer "$model" --corpus text.txt --from t.gguf
+learn train --tokenizer "$model" --corpus text.txt --from none.gguf
+again() {
+  "$UNDERSTUDY" train --tokenizer "$model" --corpus text.txt --steps 1 --batch 256 --rate 1e-9 --type f32 "$@" -o on.gguf 2>&1 |
+    grep -v ^step
+}
+again --from t.gguf --width 64
+again --from "$FIXTURES/gpt2-tiny" | sed "s#$FIXTURES/##g"
+"$UNDERSTUDY" train -q --tokenizer "$model" --corpus text.txt --width 64 --layers 2 --heads 2 --context 256 --steps 3 \
+  --batch 256 --type f32 -o first.gguf
+again --from first.gguf
+for path in first.gguf on.gguf; do "$UNDERSTUDY" run -q -m $path -n 30 --temperature 1 --seed 3 hi | od -An -c; done
+find . -name '*.ckpt*'
 echo "== what stands before an open descriptor stays; the input is not written over"
 echo before >log
 "$UNDERSTUDY" run -q -m "$model" -n 2 --json /dev/stdout hi >>log && head -1 log && grep -c '"isa"' log
