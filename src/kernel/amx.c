@@ -76,15 +76,12 @@ static inline __m512 gelu_lanes(__m512 x) {
 /* ---- matmul ----
  *
  * A panel meets up to 32 rows at a time: two strips by two tiles of rows, so that each tile loaded serves two
- * products. Nothing here waits for memory if all is asked for early enough. While a panel is multiplied, the next one
- * comes into the second-level cache, evenly over the panel's work however many rows there are; weights and rows of x
- * come from there into the first level NEAR blocks ahead. The requests lie between the tile instructions: a core has
- * few line buffers, and a run of requests holds up all that follows it (twice the time at 64 rows). */
-
-enum { NEAR = 2 };
+ * products. While a panel is multiplied, the next one comes into the second-level cache, evenly over the panel's work
+ * however many rows there are. The requests lie between the tile instructions: a core has few line buffers, and a run of
+ * requests holds up all that follows it (twice the time at 64 rows). */
 
 /* What comes into the second-level cache meanwhile: `lines` of each of STREAMS pieces `apart` bytes from each other per
- * block. Each stream draws the hardware's own prefetching along: eight read a fifth faster than two, here and below. */
+ * block. Each stream draws the hardware's own prefetching along: eight read a fifth faster than two. */
 enum { STREAMS = 8 };
 
 typedef struct ahead {
@@ -93,68 +90,38 @@ typedef struct ahead {
   int lines;
 } ahead;
 
-/* The `part`th of `parts` equal shares of one block's prefetches. */
-static inline __attribute__((always_inline)) void request(int part, int parts, const ahead *far, const char *left,
-                                                          const char *right, int lines, const uint16_t *x,
-                                                          const uint16_t *lower, size_t x_stride, int top, int bottom) {
+/* The `part`th of `parts` equal shares of one block's requests. */
+static inline __attribute__((always_inline)) void request(int part, int parts, const ahead *far) {
   for (int s = part; s < STREAMS; s += parts)
     for (int l = 0; l < far->lines; l++) _mm_prefetch(far->at + (size_t)s * far->apart + l * 64, _MM_HINT_T1);
-  for (int l = part; l < lines; l += parts) {
-    _mm_prefetch(left + l * 64, _MM_HINT_T0);
-    _mm_prefetch(right + l * 64, _MM_HINT_T0);
-  }
-  for (int r = part; r < top; r += parts) _mm_prefetch((const char *)(x + (size_t)r * x_stride), _MM_HINT_T0);
-  for (int r = part; r < bottom; r += parts) _mm_prefetch((const char *)(lower + (size_t)r * x_stride), _MM_HINT_T0);
 }
-
-/* The rows of x a panel meets, and where in a panel's work they stand. */
-typedef struct rows_of_x {
-  const uint16_t *x;
-  size_t stride;
-  int top, bottom;                    /* rows of the two tiles */
-  const char *next_left, *next_right; /* the blocks that follow this panel's work */
-  const uint16_t *next_x;
-} rows_of_x;
 
 /* Adds the product of up to 32 rows of x and `blocks` blocks of a panel's two strips to sum tiles 0-3. `lower`: there
  * are more than 16 rows. */
 static inline __attribute__((always_inline)) void strip_sums(const char *left, const char *right, int blocks,
-                                                             const rows_of_x *rows, ahead far, bool lower) {
-  const size_t step = TILE, stride = rows->stride;
-  const int lines = TILE / 64, parts = lower ? 8 : 5, top = rows->top, bottom = lower ? rows->bottom : 0;
-  const uint16_t *x = rows->x, *near_x = x + NEAR * BLOCK;
-  const char *near_left = left + NEAR * step, *near_right = right + NEAR * step;
-#define REQUEST(part)                                                                                                  \
-  request(part, parts, &far, near_left, near_right, lines, near_x, near_x + 16 * stride, stride, top, bottom)
-  for (int b = 0; b < blocks; b++) {
-    if (b == blocks - NEAR) {
-      near_left = rows->next_left;
-      near_right = rows->next_right;
-      near_x = rows->next_x;
-    }
+                                                             const uint16_t *x, size_t stride, ahead far, bool lower) {
+  const int parts = lower ? 8 : 5;
+  for (int b = 0; b < blocks; b++, left += TILE, right += TILE, x += BLOCK) {
     _tile_loadd(6, left, 64);
-    REQUEST(0);
+    request(0, parts, &far);
     _tile_loadd(7, right, 64);
-    REQUEST(1);
+    request(1, parts, &far);
     _tile_loadd(4, x, stride * 2);
-    REQUEST(2);
+    request(2, parts, &far);
     _tile_dpbf16ps(0, 4, 6);
-    REQUEST(3);
+    request(3, parts, &far);
     _tile_dpbf16ps(1, 4, 7);
-    REQUEST(4);
+    request(4, parts, &far);
     if (lower) {
       _tile_loadd(5, x + 16 * stride, stride * 2);
-      REQUEST(5);
+      request(5, parts, &far);
       _tile_dpbf16ps(2, 5, 6);
-      REQUEST(6);
+      request(6, parts, &far);
       _tile_dpbf16ps(3, 5, 7);
-      REQUEST(7);
+      request(7, parts, &far);
     }
-    left += step, right += step, near_left += step, near_right += step;
-    x += BLOCK, near_x += BLOCK;
     far.at += far.lines * 64;
   }
-#undef REQUEST
 }
 
 static void tiles_zero(bool bottom) {
@@ -221,19 +188,12 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
   float *y = (float *)(void *)m->y + (size_t)row * m->y_stride + (size_t)panel * UST_PANEL;
   int blocks = block_count(m->w->cols);
   const char *left = strip_of(m->w, 2 * panel), *right = left + (size_t)blocks * TILE;
+  const uint16_t *x = m->x + (size_t)row * m->x_stride;
   const char *after = panel_after(m->w, panel, m->panel, m->panel_end);
-  size_t after_strip = panel + 1 < m->panel_end ? (size_t)(right - left) : after ? strip_bytes(m->w->next) : 0;
-  bool last = chunk + 1 == chunks;
-  const rows_of_x part = {.x = m->x + (size_t)row * m->x_stride,
-                          .stride = m->x_stride,
-                          .top = UST_MIN(rows, 16),
-                          .bottom = rows - 16,
-                          .next_left = last && after ? after : left,
-                          .next_right = last && after ? after + after_strip : right,
-                          .next_x = m->x + (last ? 0 : (size_t)(row + 32) * m->x_stride)};
   ahead far = {0};
   if (after) {
-    far.apart = 2 * after_strip / STREAMS;
+    const size_t strip = panel + 1 < m->panel_end ? (size_t)(right - left) : strip_bytes(m->w->next);
+    far.apart = 2 * strip / STREAMS;
     size_t lines = (far.apart / 64 + (size_t)chunks - 1) / (size_t)chunks;
     far.lines = (int)((lines + (size_t)blocks - 1) / (size_t)blocks);
     far.at = after + (size_t)chunk * lines * 64;
@@ -243,9 +203,9 @@ static inline __attribute__((always_inline)) void whole_panel(const product *m, 
   else
     tiles_zero(bottom);
   if (bottom)
-    strip_sums(left, right, blocks, &part, far, true);
+    strip_sums(left, right, blocks, x, m->x_stride, far, true);
   else
-    strip_sums(left, right, blocks, &part, far, false);
+    strip_sums(left, right, blocks, x, m->x_stride, far, false);
   if (direct) {
     tiles_store(y, m->y_stride, bottom);
     return;
