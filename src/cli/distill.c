@@ -6,7 +6,8 @@ int ust_cli_distill(int argc, char **argv) {
   static const ust_cli_help help = {
       .command = "distill",
       .usage = "distill --teacher T.gguf --corpus FILE -o OUT.gguf [options]",
-      .about = "Makes a draft model of a teacher: it starts as the teacher made smaller and learns, on a text "
+      .about = "Makes a draft model of a teacher: it starts as the teacher made smaller (or as --from) and learns, on "
+               "a text "
                "file, to give each token the probability the teacher gives it. Documents are separated by "
                "zero bytes. Stopped or killed, the same command goes on.",
       .notes = "Only a draft no wider than the teacher, with heads of its size (64 in GPT-2), starts that "

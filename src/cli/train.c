@@ -35,7 +35,7 @@ static understudy_status check_outputs(const ust_cli_training *cli, understudy_e
   const ust_train_options *o = &cli->options;
   const char *inputs[] = {o->corpus, o->heldout, cli->tokenizer, cli->teacher, cli->from};
   const char *outputs[] = {o->output, o->checkpoint, o->log};
-  for (int in = 0; in < 5; in++)
+  for (size_t in = 0; in < sizeof inputs / sizeof *inputs; in++)
     for (int out = 0; out < 3; out++) UST_TRY(ust_cli_check_kept(inputs[in], outputs[out], err));
   return ust_cli_check_distinct(outputs, 3, err);
 }

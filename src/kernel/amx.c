@@ -77,8 +77,8 @@ static inline __m512 gelu_lanes(__m512 x) {
  *
  * A panel meets up to 32 rows at a time: two strips by two tiles of rows, so that each tile loaded serves two
  * products. While a panel is multiplied, the next one comes into the second-level cache, evenly over the panel's work
- * however many rows there are. The requests lie between the tile instructions: a core has few line buffers, and a run of
- * requests holds up all that follows it (twice the time at 64 rows). */
+ * however many rows there are. The requests lie between the tile instructions: a core has few line buffers, and a run
+ * of requests holds up all that follows it (twice the time at 64 rows). */
 
 /* What comes into the second-level cache meanwhile: `lines` of each of STREAMS pieces `apart` bytes from each other per
  * block. Each stream draws the hardware's own prefetching along: eight read a fifth faster than two. */

@@ -10,10 +10,10 @@ static inline uint16_t *left_tile(const ust_left *left, int row, int input) {
   return (uint16_t *)left->data + ((size_t)(row / 16) * (left->inputs / 32) + input / 32) * (TILE / 2);
 }
 
-static void amx_left_pack(ust_left *left, int row, int input, const float *x, size_t x_stride, int rows, int inputs) {
-  for (int r = 0; r < rows; r++) {
+static void amx_left_pack(const ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
+  for (int r = 0; r < left->rows; r++) {
     const float *from = x + (size_t)r * x_stride;
-    uint16_t *to = left_tile(left, row + r, input) + (row + r) % 16 * 32;
+    uint16_t *to = left_tile(left, r, input) + r % 16 * 32;
     for (int k = 0; k < inputs; k += 32, to += TILE / 2)
       _mm512_store_si512((void *)to, row_pairs(_mm512_loadu_ps(from + k), _mm512_loadu_ps(from + k + 16)));
   }
@@ -29,14 +29,14 @@ static inline void transpose_block(const float *x, size_t x_stride, uint16_t *y,
   for (int c = 0; c < 16; c++) _mm512_storeu_si512(y + (size_t)c * y_stride, words[c]);
 }
 
-static void amx_left_pack_transposed(ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
+static void amx_left_pack_transposed(const ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
   for (int k = 0; k < inputs; k += 32)
     for (int row = 0; row < left->rows; row += 16)
       transpose_block(x + (size_t)k * x_stride + row, x_stride, left_tile(left, row, input + k), 32);
 }
 
 /* 32 rows of the left operand times a panel, added to sum tiles 0-3. Meanwhile the 32 rows from `next` on, where the
- * following sums go, come into the first-level cache. */
+ * following sums go, come into the first-level cache, and `lines` of `far` for each block into the second. */
 static inline void left_sums(const char *upper, const char *lower, const char *left, const char *right, int blocks,
                              const float *next, size_t next_stride, const char *far, int lines) {
   const int share = (32 + blocks - 1) / blocks;
@@ -50,8 +50,8 @@ static inline void left_sums(const char *upper, const char *lower, const char *l
     _tile_loadd(7, right + at, 64);
     _tile_dpbf16ps(1, 4, 7);
     for (int end = UST_MIN(32, asked + share); asked < end; asked++) {
-      __builtin_prefetch(next + (size_t)asked * next_stride, 1);
-      __builtin_prefetch(next + (size_t)asked * next_stride + STRIP, 1);
+      _mm_prefetch((const char *)(next + (size_t)asked * next_stride), _MM_HINT_T0);
+      _mm_prefetch((const char *)(next + (size_t)asked * next_stride + STRIP), _MM_HINT_T0);
     }
     _tile_loadd(5, lower + at, 64);
     _tile_dpbf16ps(2, 5, 6);
@@ -59,12 +59,15 @@ static inline void left_sums(const char *upper, const char *lower, const char *l
   }
 }
 
-static void amx_left_matmul(const ust_matrix *w, const ust_left *x, int row, int input, int rows, const float *bias,
-                            bool add, float *y, size_t y_stride) {
-  int blocks = block_count(w->cols);
+/* While a panel meets the rows, the panel behind it comes nearer: the next of w or of the piece packed after it. */
+static void amx_left_matmul(const ust_matrix *w, const ust_left *x, int input, const float *bias, bool add, float *y,
+                            size_t y_stride) {
+  int blocks = block_count(w->cols), panels = w->rows / UST_PANEL, groups = x->rows / 32;
+  const int lines = (2 * TILE / 64 + groups - 1) / groups; /* of the panel behind, for each block of a group of rows */
   configure(16, 16);
-  for (int p = 0; p < w->rows / UST_PANEL; p++)
-    for (int r = 0; r < rows; r += 32) {
+  for (int p = 0; p < panels; p++) {
+    const char *left = strip_of(w, 2 * p), *right = strip_of(w, 2 * p + 1), *far = right + (right - left);
+    for (int r = 0; r < x->rows; r += 32, far += (size_t)blocks * (size_t)lines * 64) {
       float *to = y + (size_t)r * y_stride + (size_t)p * UST_PANEL;
       if (add)
         tiles_load(to, y_stride, true);
@@ -72,14 +75,12 @@ static void amx_left_matmul(const ust_matrix *w, const ust_left *x, int row, int
         tiles_load(bias + (size_t)p * UST_PANEL, 0, true); /* every row of the tiles */
       else
         tiles_zero(true);
-      const float *next = r + 32 < rows ? to + 32 * y_stride : y + (size_t)(p + 1) * UST_PANEL;
-      const size_t panel = 2 * (size_t)blocks * TILE;
-      const int lines = (int)((panel / 64 + (size_t)(rows / 32 * blocks) - 1) / (size_t)(rows / 32 * blocks));
-      const char *far = strip_of(w, 2 * p) + panel + (size_t)(r / 32 * blocks) * (size_t)lines * 64;
-      left_sums((const char *)left_tile(x, row + r, input), (const char *)left_tile(x, row + r + 16, input),
-                strip_of(w, 2 * p), strip_of(w, 2 * p + 1), blocks, next, y_stride, far, lines);
+      const float *next = r + 32 < x->rows ? to + 32 * y_stride : p + 1 < panels ? y + (size_t)(p + 1) * UST_PANEL : y;
+      left_sums((const char *)left_tile(x, r, input), (const char *)left_tile(x, r + 16, input), left, right, blocks,
+                next, y_stride, far, lines);
       tiles_store(to, y_stride, true);
     }
+  }
 }
 
 static void left_fill(ust_kernels *table) {

@@ -79,17 +79,17 @@ static inline void pack_block(const float *source, size_t row_stride, char *to) 
   for (int r = 0; r < 16; r++) _mm512_store_si512((void *)(to + 64 * r), rows[r]);
 }
 
-/* Of 16 columns whose columns, not inputs, are consecutive in the source, an even number of inputs of a block. */
-static inline void pack_block_across(const float *source, size_t col_stride, int inputs, char *to) {
-  for (int k = 0; k < inputs; k += 2, to += 64)
+/* A block of 16 columns whose columns, not inputs, are consecutive in the source. */
+static inline void pack_block_across(const float *source, size_t col_stride, char *to) {
+  for (int k = 0; k < BLOCK; k += 2, to += 64)
     _mm512_store_si512((void *)to, pair_bf16(_mm512_loadu_ps(source + (size_t)k * col_stride),
                                              _mm512_loadu_ps(source + (size_t)(k + 1) * col_stride)));
 }
 
-static void bf16_pack_inputs(ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
+static void bf16_pack_inputs(const ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
   for (int k = 0; k < inputs; k += BLOCK)
     for (int r = 0; r < m->rows; r += STRIP)
-      pack_block_across(x + (size_t)k * x_stride + r, x_stride, UST_MIN(BLOCK, inputs - k),
+      pack_block_across(x + (size_t)k * x_stride + r, x_stride,
                         (char *)(uintptr_t)strip_of(m, r / STRIP) + (size_t)(input + k) / BLOCK * TILE);
 }
 

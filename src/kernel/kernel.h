@@ -71,7 +71,8 @@ typedef struct ust_attention_rows {
 } ust_attention_rows;
 
 /* Rows as the left operand of a training product, in the level's own order: rows * inputs activation elements,
- * 64-byte aligned; both, and every range of them a call names, are multiples of 32. */
+ * 64-byte aligned; both, and every range of them a call names, are multiples of 32. Rows from a multiple of 32 on are
+ * an operand by themselves (ust_left_from). */
 typedef struct ust_left {
   void *data;
   int rows, inputs;
@@ -134,17 +135,16 @@ typedef struct ust_kernels {
 
   /* ---- training (f32; see kernel/training.h for each one's formula) ---- */
 
-  /* Inputs `input`… of rows `row`… of a left operand from x: f32 [rows, x_stride], `inputs` values each. */
-  void (*left_pack)(ust_left *left, int row, int input, const float *x, size_t x_stride, int rows, int inputs);
-  /* Inputs `input`… of all rows from x, their transpose: f32 [inputs, x_stride]. */
-  void (*left_pack_transposed)(ust_left *left, int input, const float *x, size_t x_stride, int inputs);
-  /* Inputs `input`…, a multiple of 32, of all rows, a multiple of UST_PANEL, of a BF16 or F32 matrix from x, their
-   * transpose: f32 [inputs, x_stride], an even number of them. Padding is not written. */
-  void (*pack_inputs)(ust_matrix *matrix, int input, const float *x, size_t x_stride, int inputs);
-  /* All outputs of a BF16 or F32 matrix for inputs `input`… (as many as it has) of rows `row`… of a left operand;
-   * y: f32 [rows, y_stride] = x W^T + bias (f32 or NULL), or with `add` y += x W^T, and bias is NULL. */
-  void (*left_matmul)(const ust_matrix *w, const ust_left *x, int row, int input, int rows, const float *bias, bool add,
-                      float *y, size_t y_stride);
+  /* Inputs `input`… of all rows of a left operand from x: f32 [rows, x_stride], `inputs` values each. */
+  void (*left_pack)(const ust_left *left, int input, const float *x, size_t x_stride, int inputs);
+  /* The same from their transpose: f32 [inputs, x_stride]. */
+  void (*left_pack_transposed)(const ust_left *left, int input, const float *x, size_t x_stride, int inputs);
+  /* The same of all rows of a BF16 or F32 matrix, a multiple of UST_PANEL, from their transpose. */
+  void (*pack_inputs)(const ust_matrix *matrix, int input, const float *x, size_t x_stride, int inputs);
+  /* y: f32 [x->rows, y_stride] = x' W^T + bias (f32 or NULL), x' the inputs `input`… of x, as many as W has, a BF16 or
+   * F32 matrix of whole panels; or with `add` y += x' W^T, and bias is NULL. */
+  void (*left_matmul)(const ust_matrix *w, const ust_left *x, int input, const float *bias, bool add, float *y,
+                      size_t y_stride);
 
   /* x[n] -> y[n] = gelu_tanh(x) */
   void (*gelu)(const float *x, float *y, size_t n);
@@ -173,6 +173,12 @@ typedef struct ust_kernels {
   void (*adamw)(float *weight, const float *gradient, float *m, float *v, size_t n, float gradient_scale, float rate,
                 float beta1, float beta2, float epsilon, float decay, float correction1, float correction2);
 } ust_kernels;
+
+/* `rows` rows of a left operand from `first` on. */
+static inline ust_left ust_left_from(const ust_kernels *kernels, const ust_left *left, int first, int rows) {
+  size_t skipped = (size_t)first * (size_t)left->inputs * kernels->activation_size;
+  return (ust_left){.data = (char *)left->data + skipped, .rows = rows, .inputs = left->inputs};
+}
 
 /* The table of one level; NULL with *reason (a static string, NULL allowed) when this machine or build lacks it. */
 const ust_kernels *ust_kernels_get(ust_isa isa, const char **reason);

@@ -28,7 +28,7 @@ static size_t layout_matrix_bytes(ust_format format, int rows, int cols) {
 }
 
 /* Two inputs of a strip make a line of pairs. */
-static void layout_pack_inputs(ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
+static void layout_pack_inputs(const ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
   for (int k = 0; k < inputs; k += 2)
     for (int r = 0; r < m->rows; r += STRIP) {
       const float *even = x + (size_t)k * x_stride + r, *odd = even + x_stride;

@@ -134,13 +134,13 @@ static inline void row_finish(const float *sum, const float *bias, ust_epilogue 
 static void matmul(const ust_matrix *w, int panel, int panel_end, const void *x, size_t x_stride, int rows,
                    const float *bias, ust_epilogue epilogue, void *y, size_t y_stride);
 
-static void row_left_pack(ust_left *left, int row, int input, const float *x, size_t x_stride, int rows, int inputs) {
-  for (int r = 0; r < rows; r++)
-    row_convert(x + (size_t)r * x_stride, inputs, (activation *)left->data + (size_t)(row + r) * left->inputs + input);
+static void row_left_pack(const ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
+  for (int r = 0; r < left->rows; r++)
+    row_convert(x + (size_t)r * x_stride, inputs, (activation *)left->data + (size_t)r * left->inputs + input);
 }
 
 /* By squares of 16: a line of either side is met once. */
-static void row_left_pack_transposed(ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
+static void row_left_pack_transposed(const ust_left *left, int input, const float *x, size_t x_stride, int inputs) {
   activation *to = (activation *)left->data + input;
   for (int k = 0; k < inputs; k += 16)
     for (int row = 0; row < left->rows; row += 16)
@@ -149,10 +149,10 @@ static void row_left_pack_transposed(ust_left *left, int input, const float *x, 
           to[(size_t)r * left->inputs + i] = to_activation(x[(size_t)i * x_stride + (size_t)r]);
 }
 
-static void row_left_matmul(const ust_matrix *w, const ust_left *x, int row, int input, int rows, const float *bias,
-                            bool add, float *y, size_t y_stride) {
-  matmul(w, 0, w->rows / UST_PANEL, (const activation *)x->data + (size_t)row * x->inputs + input, (size_t)x->inputs,
-         rows, bias, add ? UST_ADD : UST_STORE, y, y_stride);
+static void row_left_matmul(const ust_matrix *w, const ust_left *x, int input, const float *bias, bool add, float *y,
+                            size_t y_stride) {
+  matmul(w, 0, w->rows / UST_PANEL, (const activation *)x->data + input, (size_t)x->inputs, x->rows, bias,
+         add ? UST_ADD : UST_STORE, y, y_stride);
 }
 
 static inline void rows_fill(ust_kernels *table) {

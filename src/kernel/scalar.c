@@ -32,7 +32,7 @@ static void pack(ust_matrix *m, int row, int count, const float *source, size_t 
     for (int c = 0; c < m->cols; c++) panel_of(m, r / UST_PANEL)[(size_t)c * UST_PANEL + r % UST_PANEL] = 0;
 }
 
-static void pack_inputs(ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
+static void pack_inputs(const ust_matrix *m, int input, const float *x, size_t x_stride, int inputs) {
   for (int c = 0; c < inputs; c++)
     for (int r = 0; r < m->rows; r++) {
       float value = x[(size_t)c * x_stride + (size_t)r];

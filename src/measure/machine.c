@@ -1,5 +1,5 @@
-/* The machine's two limits: how fast it reads memory, and how fast the level's fastest product, that of training,
- * multiplies what is already near.
+/* The machine's two limits: how fast it reads memory, and how fast the level's fastest bf16 product, that of
+ * training, multiplies what is already near.
  *
  * Both take the best of several runs: other work on the machine can only make a run slower. */
 #include <math.h>
@@ -110,7 +110,7 @@ static bool make_work(const ust_kernels *kernels, peak_work *work) {
   float row[PEAK_INPUTS];
   for (int i = 0; i < PEAK_INPUTS; i++) row[i] = 0.01f * (float)(i % 17 - 8);
   for (int i = 0; i < PEAK_OUTPUTS; i += UST_PANEL) kernels->pack(&work->matrix, i, UST_PANEL, row, 0, 1);
-  kernels->left_pack(&work->x, 0, 0, row, 0, PEAK_ROWS, PEAK_INPUTS);
+  kernels->left_pack(&work->x, 0, row, 0, PEAK_INPUTS);
   return true;
 }
 
@@ -125,7 +125,7 @@ static double multiply_run(const ust_kernels *kernels, const peak_work *work) {
   uint64_t begin = ust_clock_ns(), now = begin;
   int64_t times = 0;
   while (now - begin < PEAK_RUN_NS) {
-    kernels->left_matmul(&work->matrix, &work->x, 0, 0, PEAK_ROWS, NULL, false, work->y, PEAK_OUTPUTS);
+    kernels->left_matmul(&work->matrix, &work->x, 0, NULL, false, work->y, PEAK_OUTPUTS);
     times++;
     now = ust_clock_ns();
   }

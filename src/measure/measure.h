@@ -12,7 +12,7 @@ typedef struct ust_machine {
   double read_gb_per_s, peak_tflop_per_s;
 } ust_machine;
 
-/* Reads of memory far larger than the caches, and the matmul kernel on a matrix that fits L2, both with
+/* Reads of memory far larger than the caches, and the bf16 product of training on operands that fit L2, both with
  * `threads` threads; the best of several runs, about a second in all. */
 understudy_status ust_measure_machine(const ust_kernels *kernels, int threads, ust_machine *out, understudy_error *err);
 

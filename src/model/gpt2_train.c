@@ -72,9 +72,14 @@ static void take_matrix(allocator *a, ust_matrix *matrix, int rows, int cols) {
   matrix->data = take(a, matrix->bytes);
 }
 
+static void take_packed(allocator *a, ust_packed *packed, int rows, int cols, int piece) {
+  take_matrix(a, &packed->whole, rows, cols);
+  packed->piece = piece;
+}
+
 static void take_linear(allocator *a, ust_linear *linear, int rows, int cols) {
-  take_matrix(a, &linear->forward, rows, cols);
-  if (a->m->trains) take_matrix(a, &linear->backward, cols, rows);
+  take_packed(a, &linear->forward, rows, cols, UST_TRAIN_PIECE);
+  if (a->m->trains) take_packed(a, &linear->backward, cols, rows, UST_TRAIN_PIECE);
 }
 
 static void take_weights(allocator *a) {
@@ -90,10 +95,10 @@ static void take_weights(allocator *a) {
   m->place = take(a, (size_t)c->vocabulary * sizeof *m->place);
   if (a->failed) return;
   for (int l = 0; l < c->layers; l++) {
-    take_linear(a, &m->linears[l * 4 + 0], 3 * c->width, c->width);
-    take_linear(a, &m->linears[l * 4 + 1], c->width, c->width);
-    take_linear(a, &m->linears[l * 4 + 2], c->feed_forward, c->width);
-    take_linear(a, &m->linears[l * 4 + 3], c->width, c->feed_forward);
+    take_linear(a, ust_gpt2_linear(m, l, UST_QKV), 3 * c->width, c->width);
+    take_linear(a, ust_gpt2_linear(m, l, UST_OUT), c->width, c->width);
+    take_linear(a, ust_gpt2_linear(m, l, UST_UP), c->feed_forward, c->width);
+    take_linear(a, ust_gpt2_linear(m, l, UST_DOWN), c->width, c->feed_forward);
   }
   for (int b = 0; b < blocks; b++) {
     int rows = UST_MIN(UST_TRAIN_VOCAB, c->vocabulary - b * UST_TRAIN_VOCAB);
@@ -120,7 +125,7 @@ static void take_kept(allocator *a, ust_kept *kept, size_t tokens) {
 static void take_gradient(allocator *a, ust_product_gradient *g, int outputs, int inputs, size_t tokens) {
   size_t row_blocks = (tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
   g->dy.data = take(a, (size_t)outputs * tokens * a->m->kernels->activation_size);
-  take_matrix(a, &g->x, inputs, (int)tokens);
+  take_packed(a, &g->x, inputs, (int)tokens, UST_TRAIN_TOKENS);
   g->bias = take_floats(a, row_blocks, (size_t)outputs);
 }
 
@@ -140,13 +145,13 @@ static void take_backward(allocator *a, size_t tokens) {
 static void take_scratch(allocator *a, ust_gpt2_scratch *s) {
   const ust_gpt2_train *m = a->m;
   const ust_config *c = &m->config;
-  size_t widest = (size_t)UST_MAX(UST_MAX(c->feed_forward, 3 * c->width), UST_TRAIN_LOGITS);
+  size_t widest = (size_t)UST_MAX(3 * c->width, UST_TRAIN_VOCAB), logits = UST_MAX(UST_TRAIN_LOGITS, UST_TRAIN_COLUMNS);
   size_t element = m->kernels->activation_size, window = (size_t)m->window;
   int head_dim = c->width / c->heads;
-  s->wide = take_floats(a, 1, UST_MAX(UST_TRAIN_ROWS * widest, UST_TRAIN_VOCAB * (size_t)c->width));
-  s->wide2 = take_floats(a, UST_TRAIN_ROWS, widest);
+  s->wide = take_floats(a, 1, UST_MAX(UST_TRAIN_ROWS * logits, UST_TRAIN_VOCAB * (size_t)c->width));
+  s->wide2 = take_floats(a, UST_TRAIN_ROWS, logits);
   s->rows = take(a, UST_TRAIN_ROWS * widest * element);
-  s->rows2 = take(a, UST_TRAIN_ROWS * widest * element);
+  s->features = take(a, UST_TRAIN_ROWS * (size_t)c->feed_forward * element);
   s->square = take_floats(a, window, window);
   s->square2 = take_floats(a, window, window);
   s->head_rows = take(a, window * (size_t)head_dim * element);
@@ -251,11 +256,11 @@ void ust_gpt2_train_free(ust_gpt2_train *model) {
 /* ---- packing ---- */
 
 /* A matrix, forward or backward, from f32 [rows, cols]. */
-static void pack_linear(const ust_gpt2_train *m, ust_linear *linear, const float *source, bool backward) {
-  ust_matrix *to = backward ? &linear->backward : &linear->forward;
-  size_t cols = (size_t)linear->forward.cols;
-  for (int input = 0; input < to->cols; input += UST_TRAIN_PIECE) {
-    ust_matrix part = ust_gpt2_part(m, to, UST_TRAIN_PIECE, 0, to->rows, input);
+static void pack_linear(const ust_gpt2_train *m, const ust_linear *linear, const float *source, bool backward) {
+  const ust_packed *to = backward ? &linear->backward : &linear->forward;
+  size_t cols = (size_t)linear->forward.whole.cols;
+  for (int input = 0; input < to->whole.cols; input += to->piece) {
+    ust_matrix part = ust_gpt2_part(m, to, 0, to->whole.rows, input);
     if (backward)
       m->kernels->pack_inputs(&part, 0, source + (size_t)input * cols, cols, part.cols);
     else
@@ -268,9 +273,8 @@ void ust_gpt2_train_pack(ust_gpt2_train *m) {
   int ways = m->trains ? 2 : 1;
 #pragma omp parallel for schedule(dynamic) num_threads(m->threads)
   for (int i = 0; i < m->config.layers * 4 * ways; i++) {
-    int matrix = i / ways;
-    const float *source = ust_gpt2_value(m, ust_gpt2_layer(matrix / 4, tensors[matrix % 4]));
-    pack_linear(m, &m->linears[matrix], source, i % ways);
+    int layer = i / ways / 4, tensor = tensors[i / ways % 4];
+    pack_linear(m, ust_gpt2_linear(m, layer, tensor), ust_gpt2_value(m, ust_gpt2_layer(layer, tensor)), i % ways);
   }
 }
 
@@ -291,8 +295,8 @@ static void pack_candidates(const ust_gpt2_train *m, int block) {
   float *rows = m->scratch[omp_get_thread_num()].wide;
   size_t w = (size_t)m->config.width;
   int first = block * UST_TRAIN_VOCAB, count = UST_MIN(UST_TRAIN_VOCAB, m->candidates - first);
-  linear->forward.rows = linear->backward.cols = UST_ROUND_UP(count, UST_PANEL);
-  for (int i = 0; i < linear->forward.rows; i++)
+  linear->forward.whole.rows = linear->backward.whole.cols = UST_ROUND_UP(count, UST_PANEL);
+  for (int i = 0; i < linear->forward.whole.rows; i++)
     if (i < count)
       memcpy(rows + (size_t)i * w, ust_gpt2_value(m, UST_TOKENS) + (size_t)m->candidate[first + i] * w,
              w * sizeof *rows);

@@ -4,24 +4,29 @@
  * A linear layer Y = X W^T makes three products, each "activation rows times packed matrix":
  *   forward  X . W        W packed                         dX = dY . W^T   W packed transposed
  *   dW = dY^T . X         dY converted transposed, X packed transposed (inputs are the tokens)
- * The operands of the third are made while a block of rows is at hand for the second. Work is divided between threads by rows, panels or heads and sums of rows over a fixed partition, so that
- * every result is the same with any number of threads. */
+ * The operands of the third are made while a block of rows is at hand for the second. Work is divided between threads
+ * by rows, blocks of a gradient or heads and sums of rows over a fixed partition, so that every result is the same
+ * with any number of threads. */
 #ifndef UST_MODEL_GPT2_TRAIN_H
 #define UST_MODEL_GPT2_TRAIN_H
+
+#include <omp.h>
 
 #include "kernel/kernel.h"
 #include "weights/weights.h"
 
+/* All multiples of 32. */
 enum {
-  UST_TRAIN_PIECE = 320, /* inputs of a weight matrix packed together: a panel of them stays in the first-level cache */
+  UST_TRAIN_PIECE = 320,   /* inputs of a weight matrix packed together: a panel of them fits the first-level cache */
   UST_TRAIN_TOKENS = 256,  /* tokens packed together likewise */
-  UST_TRAIN_ROWS = 256,    /* rows of a work item: their widest activation stays in the second-level cache */
-  UST_TRAIN_COLUMNS = 640, /* most columns of such a block, or of a gradient, that are made at a time */
+  UST_TRAIN_ROWS = 256,    /* rows of a work item, whose activations fit the second-level cache */
+  UST_TRAIN_COLUMNS = 640, /* most columns of such a block, or of a layer's gradient, that are made at a time */
   UST_TRAIN_VOCAB = 1024,  /* candidates whose logits exist at a time */
   UST_TRAIN_LOGITS = UST_TRAIN_VOCAB + 32, /* stride of them: no power of two, which would crowd few cache sets */
   UST_TRAIN_QUERIES = 64,                  /* rows of an attention matrix computed at a time */
   UST_TRAIN_GRADIENT_ROWS = 320            /* most rows of a matrix' gradient that are one work item */
 };
+_Static_assert(UST_TRAIN_ROWS % UST_TRAIN_TOKENS == 0, "a block of rows begins with a piece of tokens");
 
 /* One parameter tensor, under GGUF's name. */
 typedef struct ust_parameter {
@@ -49,9 +54,15 @@ enum {
   UST_LAYER_TENSORS
 };
 
+/* A matrix whose inputs are packed `piece` at a time, each piece a matrix by itself, one behind the other. */
+typedef struct ust_packed {
+  ust_matrix whole;
+  int piece;
+} ust_packed;
+
 /* A weight matrix as the products need it. */
 typedef struct ust_linear {
-  ust_matrix forward, backward;
+  ust_packed forward, backward;
 } ust_linear;
 
 /* What a layer's backward pass needs of its forward pass; f32, one row a token. */
@@ -63,14 +74,14 @@ typedef struct ust_kept {
 /* The operands of dw[outputs, inputs] = dy^T x and of dbias, made a block of rows at a time. */
 typedef struct ust_product_gradient {
   ust_left dy;  /* [outputs, tokens] */
-  ust_matrix x; /* [inputs, tokens] */
+  ust_packed x; /* [inputs, tokens] */
   float *bias;  /* [row blocks][outputs]: column sums of dy */
 } ust_product_gradient;
 
 /* Scratch memory of one thread. */
 typedef struct ust_gpt2_scratch {
-  float *wide, *wide2;           /* [UST_TRAIN_ROWS, widest] */
-  void *rows, *rows2;            /* activations of the same shape */
+  float *wide, *wide2;   /* [UST_TRAIN_ROWS, UST_TRAIN_LOGITS], or rows of the token matrix [UST_TRAIN_VOCAB, width] */
+  void *rows, *features; /* activations [UST_TRAIN_ROWS, the widest but features], [UST_TRAIN_ROWS, feed_forward] */
   float *square, *square2;       /* [window, window] */
   void *head_rows, *square_rows; /* activations [window, head_dim], [window, window] */
   ust_matrix matrix;             /* of a head */
@@ -157,40 +168,54 @@ static inline float *ust_gpt2_gradient(const ust_gpt2_train *m, int parameter) {
 static inline int ust_gpt2_layer(int layer, int tensor) {
   return UST_LAYER + layer * UST_LAYER_TENSORS + tensor;
 }
-/* Work items of all tokens. */
+/* The matrices of a layer: UST_QKV, UST_OUT, UST_UP, UST_DOWN. */
+static inline ust_linear *ust_gpt2_linear(const ust_gpt2_train *m, int layer, int tensor) {
+  return &m->linears[layer * 4 + (tensor == UST_QKV ? 0 : tensor == UST_OUT ? 1 : tensor == UST_UP ? 2 : 3)];
+}
+static inline ust_gpt2_scratch *ust_gpt2_scratch_of(const ust_gpt2_train *m) {
+  return &m->scratch[omp_get_thread_num()];
+}
+/* Work items of all tokens, and the rows of the one that begins with token `first`. */
 static inline int ust_gpt2_row_blocks(const ust_gpt2_train *m) {
   return (m->tokens + UST_TRAIN_ROWS - 1) / UST_TRAIN_ROWS;
 }
-
+static inline int ust_gpt2_block_rows(const ust_gpt2_train *m, int first) {
+  return UST_MIN(UST_TRAIN_ROWS, m->tokens - first);
+}
 /* n rows or columns in as few blocks as `most` each allow, all of a size but the last: theirs, a multiple of 32. */
 static inline int ust_gpt2_even(int n, int most) {
   int blocks = (n + most - 1) / most;
   return UST_ROUND_UP((n + blocks - 1) / blocks, 32);
 }
-/* A part of a packed matrix: `count` outputs from `first` on and the inputs from `input` on, of which `piece` at a time
- * are packed together. All of them are multiples of 32. */
-static inline ust_matrix ust_gpt2_part(const ust_gpt2_train *m, const ust_matrix *w, int piece, int first, int count,
-                                       int input) {
-  ust_matrix part = {.format = w->format, .rows = count, .cols = UST_MIN(piece, w->cols - input)};
-  part.data = (char *)w->data + m->kernels->matrix_bytes(w->format, w->rows, input) +
-              m->kernels->matrix_bytes(w->format, first, part.cols);
+/* `count` outputs from `first` on of the piece that begins with `input`. */
+static inline ust_matrix ust_gpt2_part(const ust_gpt2_train *m, const ust_packed *w, int first, int count, int input) {
+  const ust_matrix *whole = &w->whole;
+  ust_matrix part = {.format = whole->format, .rows = count, .cols = UST_MIN(w->piece, whole->cols - input)};
+  part.data = (char *)whole->data + m->kernels->matrix_bytes(whole->format, whole->rows, input) +
+              m->kernels->matrix_bytes(whole->format, first, part.cols);
   return part;
 }
-/* y[rows, count] = x w^T + bias, or added to what stands there (and no bias): `count` outputs from `first` on. */
-static inline void ust_gpt2_multiply(const ust_gpt2_train *m, const ust_matrix *w, int piece, int first, int count,
-                                     const ust_left *x, int row, int rows, const float *bias, bool add, float *y,
-                                     size_t y_stride) {
-  for (int input = 0; input < w->cols; input += piece) {
-    ust_matrix part = ust_gpt2_part(m, w, piece, first, count, input);
-    m->kernels->left_matmul(&part, x, row, input, rows, input ? NULL : bias, add || input, y, y_stride);
+/* y[x->rows, count] = x w^T + bias, or added to what stands there (and no bias): `count` outputs from `first` on. */
+static inline void ust_gpt2_multiply(const ust_gpt2_train *m, const ust_packed *w, int first, int count,
+                                     const ust_left *x, const float *bias, bool add, float *y, size_t y_stride) {
+  for (int input = 0; input < w->whole.cols; input += w->piece) {
+    ust_matrix part = ust_gpt2_part(m, w, first, count, input);
+    m->kernels->left_matmul(&part, x, input, input ? NULL : bias, add || input, y, y_stride);
   }
 }
+
+/* Operands of the gradients of products with dy and x; see ust_product_gradient. By all threads together: */
+void ust_gpt2_gradient_start(ust_gpt2_train *m, ust_product_gradient *g, int outputs);
+/* By one thread: columns of x, f32 [rows, stride], of a block of rows into the operand's from `at` on, a multiple of
+ * 32. */
+void ust_gpt2_gradient_take_x(const ust_gpt2_train *m, const ust_product_gradient *g, int first, int rows, int at,
+                              int count, const float *x, size_t stride);
 
 /* The two below are called by all threads of a parallel region together. */
 
 /* Backward pass of the layers and embeddings from d_stream, the gradient of the last layer's output. */
 void ust_gpt2_layers_backward(ust_gpt2_train *m);
-/* d_stream (zero before) += gradient through a norm of d_norm, dgain, dbias likewise */
+/* d_stream += gradient through a norm of d_norm, dgain, dbias likewise */
 void ust_gpt2_norm_backward(ust_gpt2_train *m, const float *x, const float *mean, const float *rstd, int gain);
 
 #endif

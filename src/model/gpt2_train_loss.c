@@ -7,7 +7,6 @@
  * the same candidates. */
 #include <float.h>
 #include <math.h>
-#include <omp.h>
 
 #include "model/gpt2_train.h"
 
@@ -18,14 +17,15 @@ static int block_count(const ust_gpt2_train *m, int block) {
 
 /* logits[rows, UST_TRAIN_LOGITS] of one block of the candidates, for tokens from `first` on */
 static void block_logits(const ust_gpt2_train *m, int block, int first, int rows, float *logits) {
-  const ust_matrix *w = &m->vocabulary[block].forward;
-  ust_gpt2_multiply(m, w, UST_TRAIN_PIECE, 0, w->rows, &m->last_rows, first, rows,
-                    m->candidate_log + (size_t)block * UST_TRAIN_VOCAB, false, logits, UST_TRAIN_LOGITS);
+  const ust_packed *w = &m->vocabulary[block].forward;
+  ust_left tokens = ust_left_from(m->kernels, &m->last_rows, first, rows);
+  ust_gpt2_multiply(m, w, 0, w->whole.rows, &tokens, m->candidate_log + (size_t)block * UST_TRAIN_VOCAB, false, logits,
+                    UST_TRAIN_LOGITS);
 }
 
 static void loss_rows(ust_gpt2_train *m, const int32_t *labels, int first) {
-  int rows = UST_MIN(UST_TRAIN_ROWS, m->tokens - first);
-  float *logits = m->scratch[omp_get_thread_num()].wide;
+  int rows = ust_gpt2_block_rows(m, first);
+  float *logits = ust_gpt2_scratch_of(m)->wide;
   float most[UST_TRAIN_ROWS], sum[UST_TRAIN_ROWS], own[UST_TRAIN_ROWS];
   for (int r = 0; r < rows; r++) {
     most[r] = -FLT_MAX;
@@ -70,9 +70,9 @@ typedef struct goal {
  * of the candidates and a block of rows; and the first of its products, with the token matrix, into d_norm. */
 static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, int first) {
   const ust_kernels *k = m->kernels;
-  ust_gpt2_scratch *s = &m->scratch[omp_get_thread_num()];
-  const ust_matrix *back = &m->vocabulary[block].backward;
-  int rows = UST_MIN(UST_TRAIN_ROWS, m->tokens - first), count = block_count(m, block);
+  ust_gpt2_scratch *s = ust_gpt2_scratch_of(m);
+  const ust_packed *back = &m->vocabulary[block].backward;
+  int rows = ust_gpt2_block_rows(m, first), count = block_count(m, block), padded = back->whole.cols;
   block_logits(m, block, first, rows, s->wide);
   if (of->teacher) block_logits(of->teacher, block, first, rows, s->wide2);
   for (int r = 0; r < rows; r++) {
@@ -86,24 +86,23 @@ static void logit_gradient_rows(ust_gpt2_train *m, const goal *of, int block, in
       k->probabilities(row, count, m->log_sum[t], of->scale);
       if (label >= 0 && label < count) row[label] -= of->scale;
     }
-    for (int i = count; i < back->cols; i++) row[i] = 0;
+    for (int i = count; i < padded; i++) row[i] = 0;
   }
-  ust_left left = {.data = s->rows, .rows = rows, .inputs = back->cols};
-  k->left_pack(&left, 0, 0, s->wide, UST_TRAIN_LOGITS, rows, back->cols);
-  ust_gpt2_multiply(m, back, UST_TRAIN_PIECE, 0, back->rows, &left, 0, rows, NULL, true,
-                    m->d_norm + (size_t)first * m->config.width, (size_t)m->config.width);
+  ust_left left = {.data = s->rows, .rows = rows, .inputs = padded};
+  k->left_pack(&left, 0, s->wide, UST_TRAIN_LOGITS, padded);
+  ust_gpt2_multiply(m, back, 0, back->whole.rows, &left, NULL, true, m->d_norm + (size_t)first * m->config.width,
+                    (size_t)m->config.width);
   k->left_pack_transposed(&m->from_width.dy, first, s->wide, UST_TRAIN_LOGITS, rows);
 }
 
-/* The second product: the rows of the token matrix' gradient that belong to the block's candidates. */
-static void token_matrix_gradient(ust_gpt2_train *m, int block, int first) {
+/* The second product: `rows` rows from `first` on of the token matrix' gradient that belong to the block's
+ * candidates. */
+static void token_matrix_gradient(ust_gpt2_train *m, int block, int first, int rows) {
   size_t w = (size_t)m->config.width;
   int count = block_count(m, block);
-  const ust_product_gradient *g = &m->from_width;
-  int rows = UST_MIN(ust_gpt2_even(UST_TRAIN_VOCAB, UST_TRAIN_GRADIENT_ROWS), g->dy.rows - first);
-  if (rows <= 0) return;
-  float *dw = m->scratch[omp_get_thread_num()].wide;
-  ust_gpt2_multiply(m, &g->x, UST_TRAIN_TOKENS, 0, g->x.rows, &g->dy, first, rows, NULL, false, dw, w);
+  ust_left dy = ust_left_from(m->kernels, &m->from_width.dy, first, rows);
+  float *dw = ust_gpt2_scratch_of(m)->wide;
+  ust_gpt2_multiply(m, &m->from_width.x, 0, m->config.width, &dy, NULL, false, dw, w);
   for (int i = 0; i < rows && first + i < count; i++)
     m->kernels->add(dw + (size_t)i * w,
                     ust_gpt2_gradient(m, UST_TOKENS) + (size_t)m->candidate[block * UST_TRAIN_VOCAB + first + i] * w,
@@ -113,28 +112,23 @@ static void token_matrix_gradient(ust_gpt2_train *m, int block, int first) {
 /* By all threads of a parallel region together. */
 static void vocabulary_backward(ust_gpt2_train *m, const goal *of) {
   size_t w = (size_t)m->config.width;
-  ust_product_gradient *g = &m->from_width;
-#pragma omp single
-  {
-    g->x.rows = m->config.width;
-    g->x.cols = g->dy.inputs = m->tokens;
-    memset(m->kl, 0, (size_t)m->tokens * sizeof(float));
-  }
+  ust_gpt2_gradient_start(m, &m->from_width, 0);
 #pragma omp for schedule(dynamic)
-  for (int first = 0; first < m->tokens; first += UST_TRAIN_TOKENS) {
-    ust_matrix part = ust_gpt2_part(m, &g->x, UST_TRAIN_TOKENS, 0, m->config.width, first);
-    m->kernels->pack_inputs(&part, 0, m->last_norm + (size_t)first * w, w, part.cols);
-    memset(m->d_norm + (size_t)first * w, 0, (size_t)part.cols * w * sizeof(float));
-    memset(m->d_stream + (size_t)first * w, 0, (size_t)part.cols * w * sizeof(float));
+  for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
+    int first = b * UST_TRAIN_ROWS, rows = ust_gpt2_block_rows(m, first);
+    size_t at = (size_t)first * w, count = (size_t)rows * w;
+    ust_gpt2_gradient_take_x(m, &m->from_width, first, rows, 0, m->config.width, m->last_norm + at, w);
+    memset(m->d_norm + at, 0, count * sizeof(float));
+    memset(m->d_stream + at, 0, count * sizeof(float));
+    memset(m->kl + first, 0, (size_t)rows * sizeof(float));
   }
   for (int block = 0; block < m->vocabulary_blocks; block++) {
-#pragma omp single
-    g->dy.rows = m->vocabulary[block].forward.rows;
+    int all = m->vocabulary[block].forward.whole.rows, high = ust_gpt2_even(all, UST_TRAIN_GRADIENT_ROWS);
+    ust_gpt2_gradient_start(m, &m->from_width, all);
 #pragma omp for schedule(dynamic)
     for (int b = 0; b < ust_gpt2_row_blocks(m); b++) logit_gradient_rows(m, of, block, b * UST_TRAIN_ROWS);
 #pragma omp for schedule(dynamic)
-    for (int first = 0; first < UST_TRAIN_VOCAB; first += ust_gpt2_even(UST_TRAIN_VOCAB, UST_TRAIN_GRADIENT_ROWS))
-      token_matrix_gradient(m, block, first);
+    for (int first = 0; first < all; first += high) token_matrix_gradient(m, block, first, UST_MIN(high, all - first));
   }
 }
 

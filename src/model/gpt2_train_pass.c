@@ -1,31 +1,24 @@
 /* gpt2_train: forward and backward pass of the embeddings, layers and norms.
  *
  * One parallel region a layer forward, one for the whole way back; within it, work items are blocks of UST_TRAIN_ROWS
- * tokens (norms, linear layers), or a head of a sequence (attention, its matrices made anew in the backward pass from
- * queries and keys). */
+ * tokens (norms, linear layers), a block of a matrix' gradient, or a head of a sequence (attention, its matrices made
+ * anew in the backward pass from queries and keys). */
 #include <math.h>
-#include <omp.h>
 
 #include "model/gpt2_train.h"
 
-static ust_gpt2_scratch *scratch_of(const ust_gpt2_train *m) {
-  return &m->scratch[omp_get_thread_num()];
-}
-static int block_rows(const ust_gpt2_train *m, int first) {
-  return UST_MIN(UST_TRAIN_ROWS, m->tokens - first);
-}
 /* Rows x [rows, n] as a left operand, in the memory given. */
 static ust_left left_rows(const ust_gpt2_train *m, const float *x, int n, int rows, void *memory) {
   ust_left left = {.data = memory, .rows = rows, .inputs = n};
-  m->kernels->left_pack(&left, 0, 0, x, (size_t)n, rows, n);
+  m->kernels->left_pack(&left, 0, x, (size_t)n, n);
   return left;
 }
 
-/* y[rows, w->rows] = x[rows, w->cols] w^T + bias, or added to what stands there (and no bias) */
-static void linear_rows(const ust_gpt2_train *m, const ust_matrix *w, const float *x, int rows, const float *bias,
+/* y[rows, outputs] = x[rows, inputs] w^T + bias, or added to what stands there (and no bias) */
+static void linear_rows(const ust_gpt2_train *m, const ust_packed *w, const float *x, int rows, const float *bias,
                         bool add, float *y) {
-  ust_left left = left_rows(m, x, w->cols, rows, scratch_of(m)->rows);
-  ust_gpt2_multiply(m, w, UST_TRAIN_PIECE, 0, w->rows, &left, 0, rows, bias, add, y, (size_t)w->rows);
+  ust_left left = left_rows(m, x, w->whole.cols, rows, ust_gpt2_scratch_of(m)->rows);
+  ust_gpt2_multiply(m, w, 0, w->whole.rows, &left, bias, add, y, (size_t)w->whole.rows);
 }
 
 /* y[rows, n] = x + bias */
@@ -69,7 +62,7 @@ static float *head_output(const ust_gpt2_train *m, const head *h, float *rows, i
 /* A matrix of source[window, dims], or of its transpose. */
 static const ust_matrix *pack_head(const ust_gpt2_train *m, const float *source, size_t stride, int dims,
                                    bool transposed) {
-  ust_matrix *matrix = &scratch_of(m)->matrix;
+  ust_matrix *matrix = &ust_gpt2_scratch_of(m)->matrix;
   matrix->rows = transposed ? dims : m->window;
   matrix->cols = transposed ? m->window : dims;
   if (transposed)
@@ -81,13 +74,13 @@ static const ust_matrix *pack_head(const ust_gpt2_train *m, const float *source,
 
 /* y[window, window] = x[window, dims] w^T below the diagonal; above it, what a block of queries covers. */
 static void causal_product(const ust_gpt2_train *m, const ust_matrix *w, const float *x, size_t stride, float *y) {
-  ust_left left = {.data = scratch_of(m)->head_rows, .rows = m->window, .inputs = w->cols};
-  m->kernels->left_pack(&left, 0, 0, x, stride, m->window, w->cols);
+  ust_left left = {.data = ust_gpt2_scratch_of(m)->head_rows, .rows = m->window, .inputs = w->cols};
+  m->kernels->left_pack(&left, 0, x, stride, w->cols);
   for (int r = 0; r < m->window; r += UST_TRAIN_QUERIES) {
-    int rows = UST_MIN(UST_TRAIN_QUERIES, m->window - r);
+    ust_left queries = ust_left_from(m->kernels, &left, r, UST_MIN(UST_TRAIN_QUERIES, m->window - r));
     ust_matrix seen = *w;
-    seen.rows = r + rows;
-    m->kernels->left_matmul(&seen, &left, r, 0, rows, NULL, false, y + (size_t)r * m->window, (size_t)m->window);
+    seen.rows = r + queries.rows;
+    m->kernels->left_matmul(&seen, &queries, 0, NULL, false, y + (size_t)r * m->window, (size_t)m->window);
   }
 }
 
@@ -101,12 +94,12 @@ static void attention_matrix(const ust_gpt2_train *m, const head *h, float scale
 static void square_product(const ust_gpt2_train *m, const float *square, bool transposed, const ust_matrix *w, float *y,
                            size_t y_stride) {
   size_t window = (size_t)m->window;
-  ust_left left = {.data = scratch_of(m)->square_rows, .rows = m->window, .inputs = m->window};
+  ust_left left = {.data = ust_gpt2_scratch_of(m)->square_rows, .rows = m->window, .inputs = m->window};
   if (transposed)
     m->kernels->left_pack_transposed(&left, 0, square, window, m->window);
   else
-    m->kernels->left_pack(&left, 0, 0, square, window, m->window, m->window);
-  m->kernels->left_matmul(w, &left, 0, 0, m->window, NULL, false, y, y_stride);
+    m->kernels->left_pack(&left, 0, square, window, m->window);
+  m->kernels->left_matmul(w, &left, 0, NULL, false, y, y_stride);
 }
 
 static float attention_scale(const head *h) {
@@ -114,7 +107,7 @@ static float attention_scale(const head *h) {
 }
 
 static void attention_forward(const ust_gpt2_train *m, const ust_kept *kept, int item) {
-  ust_gpt2_scratch *s = scratch_of(m);
+  ust_gpt2_scratch *s = ust_gpt2_scratch_of(m);
   head h = head_of(m, kept->qkv, item);
   attention_matrix(m, &h, attention_scale(&h), s);
   square_product(m, s->square, false, pack_head(m, h.v, h.stride, h.dim, true),
@@ -124,7 +117,7 @@ static void attention_forward(const ust_gpt2_train *m, const ust_kept *kept, int
 /* With P the softmax, o = P v, S = q k^T scale:
  * dv = P^T do, dP = do v^T, dS = scale P (dP - rowsum(P dP)), dq = dS k, dk = dS^T q */
 static void attention_backward(const ust_gpt2_train *m, const ust_kept *kept, int item) {
-  ust_gpt2_scratch *s = scratch_of(m);
+  ust_gpt2_scratch *s = ust_gpt2_scratch_of(m);
   head h = head_of(m, kept->qkv, item), d = head_of(m, m->d_qkv, item);
   const float *d_out = head_output(m, &h, m->d_attention, item);
   float scale = attention_scale(&h);
@@ -154,34 +147,33 @@ static void embed(const ust_gpt2_train *m, float *x) {
 /* output[rows, width] = middle + bias + gelu(norm2 up^T + bias) down^T, features a few columns at a time */
 static void features_forward(const ust_gpt2_train *m, int l, int first, int rows, float *output) {
   const ust_kept *kept = &m->kept[l];
-  const ust_linear *up = &m->linears[l * 4 + 2], *down = up + 1;
-  ust_gpt2_scratch *s = scratch_of(m);
-  int w = m->config.width, f = m->config.feed_forward;
+  const ust_packed *up = &ust_gpt2_linear(m, l, UST_UP)->forward, *down = &ust_gpt2_linear(m, l, UST_DOWN)->forward;
   const float *up_bias = ust_gpt2_value(m, ust_gpt2_layer(l, UST_UP_BIAS));
-  ust_left read = left_rows(m, kept->norm2 + (size_t)first * (size_t)w, w, rows, s->rows);
-  ust_left features = {.data = s->rows2, .rows = rows, .inputs = f};
+  ust_gpt2_scratch *s = ust_gpt2_scratch_of(m);
+  int w = m->config.width, f = m->config.feed_forward;
+  size_t narrow = (size_t)first * (size_t)w;
+  ust_left read = left_rows(m, kept->norm2 + narrow, w, rows, s->rows);
+  ust_left features = {.data = s->features, .rows = rows, .inputs = f};
   for (int at = 0; at < f; at += UST_TRAIN_COLUMNS) {
     int count = UST_MIN(UST_TRAIN_COLUMNS, f - at);
     float *values = kept->up + (size_t)first * (size_t)f + at;
-    ust_gpt2_multiply(m, &up->forward, UST_TRAIN_PIECE, at, count, &read, 0, rows, up_bias + at, false, values,
-                      (size_t)f);
+    ust_gpt2_multiply(m, up, at, count, &read, up_bias + at, false, values, (size_t)f);
     for (int r = 0; r < rows; r++)
       m->kernels->gelu(values + (size_t)r * (size_t)f, s->wide + (size_t)r * (size_t)count, (size_t)count);
-    m->kernels->left_pack(&features, 0, at, s->wide, (size_t)count, rows, count);
+    m->kernels->left_pack(&features, at, s->wide, (size_t)count, count);
   }
-  add_bias(m, kept->middle + (size_t)first * (size_t)w, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN_BIAS)), rows, w,
-           output);
-  ust_gpt2_multiply(m, &down->forward, UST_TRAIN_PIECE, 0, w, &features, 0, rows, NULL, true, output, (size_t)w);
+  add_bias(m, kept->middle + narrow, ust_gpt2_value(m, ust_gpt2_layer(l, UST_DOWN_BIAS)), rows, w, output);
+  ust_gpt2_multiply(m, down, 0, w, &features, NULL, true, output, (size_t)w);
 }
 
 /* Everything of a layer after attention, for a block of rows. */
 static void feed_forward_rows(const ust_gpt2_train *m, int l, int first, float *output) {
   const ust_kept *kept = &m->kept[l];
   size_t at = (size_t)first * (size_t)m->config.width;
-  int rows = block_rows(m, first);
+  int rows = ust_gpt2_block_rows(m, first);
   add_bias(m, kept->input + at, ust_gpt2_value(m, ust_gpt2_layer(l, UST_OUT_BIAS)), rows, m->config.width,
            kept->middle + at);
-  linear_rows(m, &m->linears[l * 4 + 1].forward, kept->attention + at, rows, NULL, true, kept->middle + at);
+  linear_rows(m, &ust_gpt2_linear(m, l, UST_OUT)->forward, kept->attention + at, rows, NULL, true, kept->middle + at);
   norm_rows(m, kept->middle + at, ust_gpt2_layer(l, UST_NORM2_GAIN), rows, kept->norm2 + at, kept->mean2 + first,
             kept->rstd2 + first);
   features_forward(m, l, first, rows, output + at);
@@ -193,10 +185,10 @@ static void layer_forward(const ust_gpt2_train *m, int l) {
   size_t w = (size_t)m->config.width;
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
-    int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
+    int first = b * UST_TRAIN_ROWS, rows = ust_gpt2_block_rows(m, first);
     norm_rows(m, kept->input + first * w, ust_gpt2_layer(l, UST_NORM1_GAIN), rows, kept->norm1 + first * w,
               kept->mean1 + first, kept->rstd1 + first);
-    linear_rows(m, &m->linears[l * 4].forward, kept->norm1 + first * w, rows,
+    linear_rows(m, &ust_gpt2_linear(m, l, UST_QKV)->forward, kept->norm1 + first * w, rows,
                 ust_gpt2_value(m, ust_gpt2_layer(l, UST_QKV_BIAS)), false, kept->qkv + first * 3 * w);
   }
 #pragma omp for schedule(dynamic)
@@ -227,9 +219,10 @@ void ust_gpt2_train_norm(ust_gpt2_train *m, int gain) {
   size_t w = (size_t)m->config.width;
 #pragma omp parallel for schedule(dynamic) num_threads(m->threads)
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
-    int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
+    int first = b * UST_TRAIN_ROWS, rows = ust_gpt2_block_rows(m, first);
     norm_rows(m, m->last + first * w, gain, rows, m->last_norm + first * w, m->last_mean + first, m->last_rstd + first);
-    m->kernels->left_pack(&m->last_rows, first, 0, m->last_norm + first * w, w, rows, (int)w);
+    ust_left block = ust_left_from(m->kernels, &m->last_rows, first, rows);
+    m->kernels->left_pack(&block, 0, m->last_norm + first * w, w, (int)w);
   }
 }
 
@@ -241,47 +234,44 @@ void ust_gpt2_train_forward(ust_gpt2_train *m, const int32_t *ids, const int32_t
 
 /* ---- backward ---- */
 
-/* By all threads: the next products' shape. */
-static void gradient_start(ust_gpt2_train *m, ust_product_gradient *g, int outputs, int inputs) {
+void ust_gpt2_gradient_start(ust_gpt2_train *m, ust_product_gradient *g, int outputs) {
 #pragma omp single
   {
     g->dy.rows = outputs;
-    g->x.rows = inputs;
-    g->dy.inputs = g->x.cols = m->tokens;
+    g->dy.inputs = g->x.whole.cols = m->tokens;
   }
 }
 
-/* Columns `at`… of dy, f32 [rows, stride], of a block of rows; `at` a multiple of 32. */
-static void gradient_take_dy(const ust_gpt2_train *m, ust_product_gradient *g, int first, int rows, int at, int count,
-                             const float *dy, size_t stride) {
-  size_t skipped = (size_t)at * (size_t)m->tokens * m->kernels->activation_size;
-  ust_left part = {.data = (char *)g->dy.data + skipped, .rows = count, .inputs = m->tokens};
+void ust_gpt2_gradient_take_x(const ust_gpt2_train *m, const ust_product_gradient *g, int first, int rows, int at,
+                              int count, const float *x, size_t stride) {
+  for (int r = 0; r < rows; r += g->x.piece) {
+    ust_matrix part = ust_gpt2_part(m, &g->x, at, count, first + r);
+    m->kernels->pack_inputs(&part, 0, x + (size_t)r * stride, stride, UST_MIN(g->x.piece, rows - r));
+  }
+}
+
+/* Columns of dy likewise, and their sums. */
+static void take_dy(const ust_gpt2_train *m, const ust_product_gradient *g, int first, int rows, int at, int count,
+                    const float *dy, size_t stride) {
+  ust_left part = ust_left_from(m->kernels, &g->dy, at, count);
   float *bias = g->bias + (size_t)(first / UST_TRAIN_ROWS) * (size_t)g->dy.rows + at;
   m->kernels->left_pack_transposed(&part, first, dy, stride, rows);
   memset(bias, 0, (size_t)count * sizeof *bias);
   for (int r = 0; r < rows; r++) m->kernels->add(dy + (size_t)r * stride, bias, (size_t)count);
 }
 
-/* Columns `at`… of x likewise. */
-static void gradient_take_x(const ust_gpt2_train *m, ust_product_gradient *g, int first, int rows, int at, int count,
-                            const float *x, size_t stride) {
-  for (int r = 0; r < rows; r += UST_TRAIN_TOKENS) {
-    ust_matrix part = ust_gpt2_part(m, &g->x, UST_TRAIN_TOKENS, at, count, first + r);
-    m->kernels->pack_inputs(&part, 0, x + (size_t)r * stride, stride, UST_MIN(UST_TRAIN_TOKENS, rows - r));
-  }
-}
-
-/* By all threads: dw[outputs, inputs] += dy^T x, dbias[outputs] += column sums of dy. dw is cut into blocks, the sum
- * over tokens is not. */
+/* By all threads: dw[outputs, inputs] += dy^T x, dbias[outputs] += column sums of dy. A thread makes whole blocks of
+ * dw: the sum over tokens is one thread's, in their order. */
 static void gradient_add(const ust_gpt2_train *m, const ust_product_gradient *g, float *dw, float *dbias) {
-  int outputs = g->dy.rows, inputs = g->x.rows;
+  int outputs = g->dy.rows, inputs = g->x.whole.rows;
   int high = ust_gpt2_even(outputs, UST_TRAIN_GRADIENT_ROWS), wide = ust_gpt2_even(inputs, UST_TRAIN_COLUMNS);
 #pragma omp for schedule(dynamic) collapse(2) nowait
   for (int row = 0; row < outputs; row += high)
-    for (int at = 0; at < inputs; at += wide)
-      ust_gpt2_multiply(m, &g->x, UST_TRAIN_TOKENS, at, UST_MIN(wide, inputs - at), &g->dy, row,
-                        UST_MIN(high, outputs - row), NULL, true, dw + (size_t)row * (size_t)inputs + at,
-                        (size_t)inputs);
+    for (int at = 0; at < inputs; at += wide) {
+      ust_left dy = ust_left_from(m->kernels, &g->dy, row, UST_MIN(high, outputs - row));
+      ust_gpt2_multiply(m, &g->x, at, UST_MIN(wide, inputs - at), &dy, NULL, true,
+                        dw + (size_t)row * (size_t)inputs + at, (size_t)inputs);
+    }
 #pragma omp single
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++)
     m->kernels->add(g->bias + (size_t)b * (size_t)outputs, dbias, (size_t)outputs);
@@ -293,7 +283,7 @@ void ust_gpt2_norm_backward(ust_gpt2_train *m, const float *x, const float *mean
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
     float *dgain = m->d_norm_partial + (size_t)b * 2 * w, *dbias = dgain + w;
     memset(dgain, 0, 2 * w * sizeof *dgain);
-    for (int t = b * UST_TRAIN_ROWS; t < b * UST_TRAIN_ROWS + block_rows(m, b * UST_TRAIN_ROWS); t++)
+    for (int t = b * UST_TRAIN_ROWS; t < b * UST_TRAIN_ROWS + ust_gpt2_block_rows(m, b * UST_TRAIN_ROWS); t++)
       m->kernels->layer_norm_backward(x + t * w, ust_gpt2_value(m, gain), mean[t], rstd[t], m->d_norm + t * w, (int)w,
                                       m->d_stream + t * w, dgain, dbias);
   }
@@ -305,54 +295,53 @@ void ust_gpt2_norm_backward(ust_gpt2_train *m, const float *x, const float *mean
 }
 
 /* By all threads: of the layer y = x w^T, with dy [tokens, out] and x [tokens, width]: dx = dy w, and the gradients of
- * its matrix and of the bias behind it. */
-static void linear_backward(ust_gpt2_train *m, int l, int which, int matrix, const float *dy, const float *x,
-                            float *dx) {
-  const ust_matrix *w = &m->linears[l * 4 + which].backward;
-  size_t in = (size_t)w->rows, out = (size_t)w->cols;
-  gradient_start(m, &m->from_width, w->cols, w->rows);
+ * the matrix `tensor` and of the bias behind it. */
+static void linear_backward(ust_gpt2_train *m, int l, int tensor, const float *dy, const float *x, float *dx) {
+  const ust_packed *w = &ust_gpt2_linear(m, l, tensor)->backward;
+  int inputs = w->whole.rows, outputs = w->whole.cols;
+  size_t in = (size_t)inputs, out = (size_t)outputs;
+  ust_product_gradient *g = &m->from_width;
+  ust_gpt2_gradient_start(m, g, outputs);
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++) {
-    int first = b * UST_TRAIN_ROWS, rows = block_rows(m, first);
+    int first = b * UST_TRAIN_ROWS, rows = ust_gpt2_block_rows(m, first);
     linear_rows(m, w, dy + first * out, rows, NULL, false, dx + first * in);
-    gradient_take_dy(m, &m->from_width, first, rows, 0, w->cols, dy + first * out, out);
-    gradient_take_x(m, &m->from_width, first, rows, 0, w->rows, x + first * in, in);
+    take_dy(m, g, first, rows, 0, outputs, dy + first * out, out);
+    ust_gpt2_gradient_take_x(m, g, first, rows, 0, inputs, x + first * in, in);
   }
-  gradient_add(m, &m->from_width, ust_gpt2_gradient(m, ust_gpt2_layer(l, matrix)),
-               ust_gpt2_gradient(m, ust_gpt2_layer(l, matrix + 1)));
+  gradient_add(m, g, ust_gpt2_gradient(m, ust_gpt2_layer(l, tensor)),
+               ust_gpt2_gradient(m, ust_gpt2_layer(l, tensor + 1)));
 }
 
 /* A block of rows of features_forward() backwards: d_norm, and the operands of both matrices' gradients. */
 static void features_backward_rows(ust_gpt2_train *m, int l, int first) {
   const ust_kept *kept = &m->kept[l];
-  const ust_linear *up = &m->linears[l * 4 + 2], *down = up + 1;
-  ust_gpt2_scratch *s = scratch_of(m);
-  int w = m->config.width, f = m->config.feed_forward, rows = block_rows(m, first);
+  const ust_packed *up = &ust_gpt2_linear(m, l, UST_UP)->backward, *down = &ust_gpt2_linear(m, l, UST_DOWN)->backward;
+  ust_gpt2_scratch *s = ust_gpt2_scratch_of(m);
+  int w = m->config.width, f = m->config.feed_forward, rows = ust_gpt2_block_rows(m, first);
   size_t narrow = (size_t)first * (size_t)w;
   ust_left given = left_rows(m, m->d_stream + narrow, w, rows, s->rows);
-  ust_left d_up = {.data = s->rows2, .rows = rows, .inputs = f};
-  gradient_take_dy(m, &m->from_features, first, rows, 0, w, m->d_stream + narrow, (size_t)w);
-  gradient_take_x(m, &m->from_width, first, rows, 0, w, kept->norm2 + narrow, (size_t)w);
+  ust_left d_up = {.data = s->features, .rows = rows, .inputs = f};
+  take_dy(m, &m->from_features, first, rows, 0, w, m->d_stream + narrow, (size_t)w);
+  ust_gpt2_gradient_take_x(m, &m->from_width, first, rows, 0, w, kept->norm2 + narrow, (size_t)w);
   for (int at = 0; at < f; at += UST_TRAIN_COLUMNS) {
     int count = UST_MIN(UST_TRAIN_COLUMNS, f - at);
     size_t stride = (size_t)count;
-    ust_gpt2_multiply(m, &down->backward, UST_TRAIN_PIECE, at, count, &given, 0, rows, NULL, false, s->wide, stride);
+    ust_gpt2_multiply(m, down, at, count, &given, NULL, false, s->wide, stride);
     for (int r = 0; r < rows; r++) {
       float *d = s->wide + (size_t)r * stride, *features = s->wide2 + (size_t)r * stride;
       m->kernels->gelu_backward(kept->up + (size_t)(first + r) * (size_t)f + at, d, d, features, stride);
     }
-    m->kernels->left_pack(&d_up, 0, at, s->wide, stride, rows, count);
-    gradient_take_dy(m, &m->from_width, first, rows, at, count, s->wide, stride);
-    gradient_take_x(m, &m->from_features, first, rows, at, count, s->wide2, stride);
+    m->kernels->left_pack(&d_up, at, s->wide, stride, count);
+    take_dy(m, &m->from_width, first, rows, at, count, s->wide, stride);
+    ust_gpt2_gradient_take_x(m, &m->from_features, first, rows, at, count, s->wide2, stride);
   }
-  ust_gpt2_multiply(m, &up->backward, UST_TRAIN_PIECE, 0, w, &d_up, 0, rows, NULL, false, m->d_norm + narrow,
-                    (size_t)w);
+  ust_gpt2_multiply(m, up, 0, w, &d_up, NULL, false, m->d_norm + narrow, (size_t)w);
 }
 
 static void features_backward(ust_gpt2_train *m, int l) {
-  int w = m->config.width, f = m->config.feed_forward;
-  gradient_start(m, &m->from_width, f, w);
-  gradient_start(m, &m->from_features, w, f);
+  ust_gpt2_gradient_start(m, &m->from_width, m->config.feed_forward);
+  ust_gpt2_gradient_start(m, &m->from_features, m->config.width);
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < ust_gpt2_row_blocks(m); b++) features_backward_rows(m, l, b * UST_TRAIN_ROWS);
   gradient_add(m, &m->from_features, ust_gpt2_gradient(m, ust_gpt2_layer(l, UST_DOWN)),
@@ -365,10 +354,10 @@ static void layer_backward(ust_gpt2_train *m, int l) {
   const ust_kept *kept = &m->kept[l];
   features_backward(m, l);
   ust_gpt2_norm_backward(m, kept->middle, kept->mean2, kept->rstd2, ust_gpt2_layer(l, UST_NORM2_GAIN));
-  linear_backward(m, l, 1, UST_OUT, m->d_stream, kept->attention, m->d_attention);
+  linear_backward(m, l, UST_OUT, m->d_stream, kept->attention, m->d_attention);
 #pragma omp for schedule(dynamic)
   for (int i = 0; i < m->sequences * m->config.heads; i++) attention_backward(m, kept, i);
-  linear_backward(m, l, 0, UST_QKV, m->d_qkv, kept->norm1, m->d_norm);
+  linear_backward(m, l, UST_QKV, m->d_qkv, kept->norm1, m->d_norm);
   ust_gpt2_norm_backward(m, kept->input, kept->mean1, kept->rstd1, ust_gpt2_layer(l, UST_NORM1_GAIN));
 }
 

@@ -1,4 +1,4 @@
-/* Files of a run other than its checkpoint: the finished model as GGUF, the teacher's weights, the loss log. */
+/* Files of a run other than its checkpoint: the finished model as GGUF, the models it reads, the loss log. */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -9,7 +9,8 @@
 #include "train/internal.h"
 
 enum {
-  HOW_IT_TEACHES = 3 /* a student starts as its teacher and learns its distribution; changed with what that means */
+  HOW_IT_TEACHES =
+      3 /* a student learns its distribution, and starts as it where nothing else is said; changed with that */
 };
 
 /* ---- the finished model ---- */
@@ -47,7 +48,7 @@ static understudy_status check_model(const ust_train_run *run, const ust_weights
   return UNDERSTUDY_OK;
 }
 
-/* Fills the model's values, whose shape is the weights'; their checksum. */
+/* Fills the model's values, whose shape is the weights'; `fingerprint` goes in as its seed and comes out as theirs. */
 static understudy_status read_values(const ust_weights *weights, const ust_gpt2_train *m, uint64_t *fingerprint,
                                      understudy_error *err) {
   for (int i = 0; i < m->parameter_count; i++) {
@@ -56,7 +57,7 @@ static understudy_status read_values(const ust_weights *weights, const ust_gpt2_
     UST_TRY(ust_weights_find(weights, p->name, (uint64_t)p->rows, (uint64_t)p->cols, &tensor, err));
     UST_TRY(ust_weights_read_rows(weights, tensor, 0, (uint64_t)p->rows, m->values + p->offset, err));
   }
-  *fingerprint = ust_train_checksum(HOW_IT_TEACHES, m->values, m->size * sizeof *m->values);
+  *fingerprint = ust_train_checksum(*fingerprint, m->values, m->size * sizeof *m->values);
   return UNDERSTUDY_OK;
 }
 
@@ -65,6 +66,7 @@ understudy_status ust_train_load_teacher(ust_train_run *run, int max_sequences, 
   UST_TRY(check_model(run, weights, err));
   UST_TRY(ust_gpt2_train_create(ust_weights_config(weights), run->options->kernels, UST_FORMAT_BF16, UST_TRAIN_WINDOW,
                                 max_sequences, run->options->threads, false, &run->teacher, err));
+  run->teacher_fingerprint = HOW_IT_TEACHES;
   UST_TRY(read_values(weights, run->teacher, &run->teacher_fingerprint, err));
   ust_gpt2_train_pack(run->teacher);
   return UNDERSTUDY_OK;
@@ -72,6 +74,7 @@ understudy_status ust_train_load_teacher(ust_train_run *run, int max_sequences, 
 
 understudy_status ust_train_load_start(ust_train_run *run, understudy_error *err) {
   UST_TRY(check_model(run, run->options->start, err));
+  run->start_fingerprint = 1;
   return read_values(run->options->start, run->model, &run->start_fingerprint, err);
 }
 

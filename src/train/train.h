@@ -25,11 +25,11 @@ typedef struct ust_train_options {
   const char *corpus;  /* text, documents separated by zero bytes */
   const char *heldout; /* the same, never trained on; NULL: none */
   const ust_tokenizer *tokenizer;
-  /* NULL: train on the text; else learn what the teacher thinks of it, and start as the teacher made smaller where
-   * the shape allows */
+  /* NULL: train on the text; else learn what the teacher thinks of it, and (unless `start`) start as the teacher made
+   * smaller where the shape allows */
   const ust_weights *teacher;
-  const ust_weights
-      *start; /* a GPT-2 of this run's shape whose values the run starts from; NULL: see above, or random */
+  /* a GPT-2 whose values the run starts from, of its width, layers, heads and context; NULL: see above, or random */
+  const ust_weights *start;
   int width, layers, heads, context;
   int steps, batch;       /* batch: tokens of a step, rounded down to whole windows */
   float rate;             /* highest learning rate */

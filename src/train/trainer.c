@@ -37,14 +37,15 @@ static void name_model(const char *path, char *name, size_t size) {
 
 static ust_config make_config(const ust_train_options *o) {
   const ust_vocabulary *vocabulary = ust_tokenizer_vocabulary(o->tokenizer);
+  const ust_config *start = o->start ? ust_weights_config(o->start) : NULL;
   ust_config config = {.architecture = "gpt2",
                        .vocabulary = (int)vocabulary->count,
                        .context = o->context,
                        .width = o->width,
                        .layers = o->layers,
                        .heads = o->heads,
-                       .feed_forward = 4 * o->width,
-                       .norm_epsilon = 1e-5f,
+                       .feed_forward = start ? start->feed_forward : 4 * o->width,
+                       .norm_epsilon = start ? start->norm_epsilon : 1e-5f,
                        .bos = vocabulary->bos,
                        .eos = vocabulary->eos};
   name_model(o->output, config.name, sizeof config.name);
@@ -206,20 +207,22 @@ static understudy_status run_training(ust_train_run *run, understudy_error *err)
   return status == UNDERSTUDY_OK ? ust_train_export(run, err) : status;
 }
 
-/* Whether numbers below 1.2e-38 count as zero in the threads of a run. Gradients and what gelu leaves of large negative
- * values are full of them, and a processor takes a hundred times as long for one. */
-static void flush_denormals(int threads, bool flush) {
-  enum { FLUSH = 0x8040 /* MXCSR: denormals are zero, flush to zero */ };
+/* MXCSR of all threads of a run. */
+static void set_arithmetic(int threads, unsigned mxcsr) {
 #pragma omp parallel num_threads(threads)
-  _mm_setcsr(flush ? _mm_getcsr() | FLUSH : _mm_getcsr() & ~(unsigned)FLUSH);
+  _mm_setcsr(mxcsr);
 }
 
 understudy_status ust_train(const ust_train_options *options, understudy_error *err) {
+  /* Numbers below 1.2e-38 count as zero: gradients, and what gelu leaves of large negative values, are full of them,
+   * and a processor takes a hundred times as long for one. */
+  enum { FLUSH_DENORMALS = 0x8040 };
   UST_TRY(check_options(options, err));
   ust_train_run run = {.options = options};
-  flush_denormals(options->threads, true);
+  const unsigned before = _mm_getcsr();
+  set_arithmetic(options->threads, before | FLUSH_DENORMALS);
   understudy_status status = run_training(&run, err);
-  flush_denormals(options->threads, false);
+  set_arithmetic(options->threads, before);
   close_run(&run);
   return status;
 }

@@ -110,10 +110,14 @@ static void left_operands(const ust_kernels *kernels) {
     size_t left_bytes = (size_t)rows * (size_t)inputs * kernels->activation_size;
     ust_left left[2];
     for (int i = 0; i < 2; i++) left[i] = (ust_left){.data = fenced(left_bytes), .rows = rows, .inputs = inputs};
-    int cut = 32 * pick(0, inputs / 32); /* in two pieces */
-    kernels->left_pack(&left[0], 0, 0, x, x_stride, rows, cut);
-    kernels->left_pack(&left[0], 0, cut, x + cut, x_stride, rows, inputs - cut);
-    kernels->left_pack_transposed(&left[1], 0, across, (size_t)rows, inputs);
+    int cut = 32 * pick(0, inputs / 32); /* both made in two pieces */
+    for (int piece = 0; piece < 2; piece++) {
+      int from = piece ? cut : 0, width = piece ? inputs - cut : cut;
+      kernels->left_pack(&left[0], from, x + from, x_stride, width);
+      ust_left low = ust_left_from(kernels, &left[1], 0, first), high = ust_left_from(kernels, &left[1], first, count);
+      kernels->left_pack_transposed(&low, from, across + (size_t)from * (size_t)rows, (size_t)rows, width);
+      kernels->left_pack_transposed(&high, from, across + (size_t)from * (size_t)rows + first, (size_t)rows, width);
+    }
     CHECK(memcmp(left[0].data, left[1].data, left_bytes) == 0, "%s: left operand %d x %d differs from its transpose's",
           kernels->name, rows, inputs);
 
@@ -121,6 +125,7 @@ static void left_operands(const ust_kernels *kernels) {
     for (int r = 0; r < rows; r++)
       kernels->convert(x + (size_t)r * x_stride, inputs, plain + (size_t)r * (size_t)inputs * kernels->activation_size);
     float *want = fenced_floats((size_t)count * y_stride), *got = fenced_floats((size_t)count * y_stride);
+    ust_left seen = ust_left_from(kernels, &left[0], first, count);
     for (int way = 0; way < 3; way++) { /* from nothing, from a bias, added to what stands there */
       for (int i = 0; i < count; i++)
         for (size_t c = 0; c < y_stride; c++) {
@@ -129,20 +134,35 @@ static void left_operands(const ust_kernels *kernels) {
         }
       kernels->matmul(&w, 0, outputs / UST_PANEL, plain + (size_t)first * (size_t)inputs * kernels->activation_size,
                       (size_t)inputs, count, NULL, way ? UST_ADD : UST_STORE, want, y_stride);
-      kernels->left_matmul(&w, &left[0], first, 0, count, way == 1 ? bias : NULL, way == 2, got, y_stride);
+      kernels->left_matmul(&w, &seen, 0, way == 1 ? bias : NULL, way == 2, got, y_stride);
       CHECK(memcmp(want, got, (size_t)count * y_stride * sizeof *got) == 0,
             "%s: left_matmul of rows %d to %d, %d inputs, %d outputs, way %d", kernels->name, first, rows, inputs,
             outputs, way);
     }
-    ust_matrix across_w = w;
-    across_w.data = fenced(w.bytes);
     for (int k = 0; k < inputs; k++)
       for (int o = 0; o < outputs; o++)
         weights_across[(size_t)k * (size_t)outputs + (size_t)o] = weights[(size_t)o * (size_t)inputs + (size_t)k];
-    kernels->pack_inputs(&across_w, cut, weights_across + (size_t)cut * (size_t)outputs, (size_t)outputs, inputs - cut);
-    kernels->pack_inputs(&across_w, 0, weights_across, (size_t)outputs, cut);
-    CHECK(memcmp(w.data, across_w.data, w.bytes) == 0, "%s: a matrix of %d x %d differs from its transpose's",
+    ust_matrix whole = w;
+    whole.data = fenced(w.bytes);
+    kernels->pack_inputs(&whole, cut, weights_across + (size_t)cut * (size_t)outputs, (size_t)outputs, inputs - cut);
+    kernels->pack_inputs(&whole, 0, weights_across, (size_t)outputs, cut);
+    CHECK(memcmp(w.data, whole.data, w.bytes) == 0, "%s: a matrix of %d x %d differs from its transpose's",
           kernels->name, outputs, inputs);
+
+    for (int piece = 0; piece < 2 && cut > 0 && cut < inputs; piece++) { /* a sum over inputs in two pieces */
+      int from = piece ? cut : 0, width = piece ? inputs - cut : cut;
+      ust_matrix part = {.format = UST_FORMAT_BF16, .rows = outputs, .cols = width};
+      part.bytes = kernels->matrix_bytes(part.format, outputs, width);
+      part.data = fenced(part.bytes);
+      kernels->pack(&part, 0, outputs, weights + from, (size_t)inputs, 1);
+      kernels->matmul(&part, 0, outputs / UST_PANEL,
+                      plain + ((size_t)first * (size_t)inputs + (size_t)from) * kernels->activation_size,
+                      (size_t)inputs, count, NULL, piece ? UST_ADD : UST_STORE, want, y_stride);
+      kernels->left_matmul(&part, &seen, from, NULL, piece, got, y_stride);
+    }
+    for (int i = 0; i < count; i++)
+      CHECK(memcmp(want + (size_t)i * y_stride, got + (size_t)i * y_stride, (size_t)outputs * sizeof *got) == 0,
+            "%s: left_matmul of %d inputs in two pieces, cut at %d", kernels->name, inputs, cut);
     kernels->release();
     fenced_release("left_operands");
   }

@@ -12,6 +12,8 @@
 #include "model/gpt2_train.h"
 
 enum { WINDOW = 32, SEQUENCES = 2, TOKENS = WINDOW * SEQUENCES, STEPS = 10 };
+/* Of a model whose matrices, features, tokens and vocabulary are cut into several blocks, the last ones not whole. */
+enum { WIDE_WINDOW = 96, WIDE_SEQUENCES = 3, WIDE_TOKENS = WIDE_WINDOW * WIDE_SEQUENCES };
 
 static const ust_config shape = {.architecture = "gpt2",
                                  .vocabulary = 97,
@@ -198,98 +200,123 @@ static void test_bf16(void **state) {
     if (ust_kernels_get((ust_isa)isa, NULL)) check_level((ust_isa)isa, UST_FORMAT_BF16, 2e-2, 1e-2);
 }
 
-static uint64_t random_state = 1;
+static const ust_config wide_shape = {.architecture = "gpt2",
+                                      .vocabulary = 1100,
+                                      .context = WIDE_WINDOW,
+                                      .width = 352,
+                                      .layers = 1,
+                                      .heads = 11,
+                                      .feed_forward = 704,
+                                      .norm_epsilon = 1e-5f,
+                                      .bos = -1,
+                                      .eos = -1};
+
+typedef struct wide_batch {
+  int32_t ids[WIDE_TOKENS], labels[WIDE_TOKENS], positions[WIDE_TOKENS];
+} wide_batch;
+
+static uint64_t random_state;
 
 static uint32_t random_bits(void) {
   random_state = random_state * 6364136223846793005u + 1442695040888963407u;
   return (uint32_t)(random_state >> 33);
 }
 
-/* Matrices and biases within 0.1, gains within that of 1. */
-static void fill_random(ust_gpt2_train *m) {
+static double wide_loss(ust_gpt2_train *m, const wide_batch *b) {
+  ust_gpt2_train_pack(m);
+  ust_gpt2_train_candidates(m, NULL, NULL, 0);
+  ust_gpt2_train_forward(m, b->ids, b->positions, WIDE_SEQUENCES);
+  return ust_gpt2_train_loss(m, b->labels);
+}
+
+/* A model of random values (matrices and biases within 0.1, gains within that of 1), a batch, and the gradients. */
+static ust_gpt2_train *create_wide(ust_isa isa, ust_format format, int threads, wide_batch *b) {
+  ust_gpt2_train *m;
+  understudy_error err;
+  if (ust_gpt2_train_create(&wide_shape, ust_kernels_get(isa, NULL), format, WIDE_WINDOW, WIDE_SEQUENCES, threads, true,
+                            &m, &err))
+    fail_msg("%s", err.message);
+  random_state = 1;
   for (int i = 0; i < m->parameter_count; i++) {
     const ust_parameter *p = &m->parameters[i];
     bool gain = strstr(p->name, "norm.weight") != NULL;
     for (size_t k = 0; k < (size_t)p->rows * (size_t)p->cols; k++)
       m->values[p->offset + k] = (float)gain + 0.1f * ((float)random_bits() / 1073741824.0f - 1);
   }
-}
-
-static double loss_of(ust_gpt2_train *m, const batch *b) {
-  ust_gpt2_train_pack(m);
-  ust_gpt2_train_candidates(m, NULL, NULL, 0);
-  ust_gpt2_train_forward(m, b->ids, b->positions, SEQUENCES);
-  return ust_gpt2_train_loss(m, b->labels);
-}
-
-/* Of a model whose matrices, features and vocabulary are cut into several blocks: along a random direction in each
- * tensor, the loss changes by what the gradient says. */
-static void test_blocks(void **state) {
-  (void)state;
-  enum { VOCABULARY = 1100 };
-  const ust_config wide = {.architecture = "gpt2",
-                           .vocabulary = VOCABULARY,
-                           .context = WINDOW,
-                           .width = 352,
-                           .layers = 1,
-                           .heads = 11,
-                           .feed_forward = 704,
-                           .norm_epsilon = 1e-5f,
-                           .bos = -1,
-                           .eos = -1};
-  ust_gpt2_train *m;
-  understudy_error err;
-  if (ust_gpt2_train_create(&wide, ust_kernels_get(UST_ISA_SCALAR, NULL), UST_FORMAT_F32, WINDOW, SEQUENCES, 2, true,
-                            &m, &err))
-    fail_msg("%s", err.message);
-  fill_random(m);
-  batch b;
-  for (int t = 0; t < TOKENS; t++) {
-    b.ids[t] = (int32_t)(random_bits() % VOCABULARY);
-    b.labels[t] = (int32_t)(random_bits() % VOCABULARY);
-    b.positions[t] = t % WINDOW;
+  for (int t = 0; t < WIDE_TOKENS; t++) {
+    b->ids[t] = (int32_t)(random_bits() % (uint32_t)wide_shape.vocabulary);
+    b->labels[t] = (int32_t)(random_bits() % (uint32_t)wide_shape.vocabulary);
+    b->positions[t] = t % WIDE_WINDOW;
   }
-  loss_of(m, &b);
-  ust_gpt2_train_backward(m, b.labels, 1, NULL);
-  float *values = malloc(m->size * sizeof *values);
+  wide_loss(m, b);
+  ust_gpt2_train_backward(m, b->labels, 1.0f / WIDE_TOKENS, NULL);
+  return m;
+}
+
+/* Along a random direction in each tensor, the loss changes by what the gradient says. */
+static void test_differences(void **state) {
+  (void)state;
+  wide_batch b;
+  ust_gpt2_train *m = create_wide(UST_ISA_SCALAR, UST_FORMAT_F32, 2, &b);
+  float *values = malloc(m->size * sizeof *values), *direction = malloc(m->size * sizeof *direction);
   memcpy(values, m->values, m->size * sizeof *values);
   for (int i = 0; i < m->parameter_count; i++) {
     const ust_parameter *p = &m->parameters[i];
     size_t count = (size_t)p->rows * (size_t)p->cols;
+    const float *gradient = m->gradients + p->offset, *before = values + p->offset;
     double slope = 0, size = 0, loss[2];
-    float *at = m->values + p->offset;
-    float *direction = malloc(count * sizeof *direction);
     for (size_t k = 0; k < count; k++) {
       direction[k] = random_bits() & 1 ? 1.0f : -1.0f;
-      slope += (double)direction[k] * (double)m->gradients[p->offset + k];
-      size += (double)m->gradients[p->offset + k] * (double)m->gradients[p->offset + k];
+      slope += (double)direction[k] * (double)gradient[k];
+      size += (double)gradient[k] * (double)gradient[k];
     }
-    float step = (float)(0.02 / sqrt(size)); /* the loss changes by about a fiftieth of a nat */
+    size = sqrt(size);
+    float step = (float)(1e-4 / size); /* the sum over tokens changes by about a thirtieth of a nat */
     for (int side = 0; side < 2; side++) {
-      for (size_t k = 0; k < count; k++) at[k] = values[p->offset + k] + (side ? step : -step) * direction[k];
-      loss[side] = loss_of(m, &b);
+      for (size_t k = 0; k < count; k++) m->values[p->offset + k] = before[k] + (side ? step : -step) * direction[k];
+      loss[side] = wide_loss(m, &b) / WIDE_TOKENS;
     }
-    memcpy(at, values + p->offset, count * sizeof *at);
-    free(direction);
+    memcpy(m->values + p->offset, before, count * sizeof *before);
     double found = (loss[1] - loss[0]) / (2 * (double)step);
-    if (!(fabs(found - slope) <= 0.02 * sqrt(size)))
-      fail_msg("%s: the loss changes by %g, expected %g (of %g)", p->name, found, slope, sqrt(size));
+    if (!(fabs(found - slope) <= 0.02 * size))
+      fail_msg("%s: the loss changes by %g, expected %g (of %g)", p->name, found, slope, size);
   }
+  free(direction);
   free(values);
   ust_gpt2_train_free(m);
 }
 
+/* Every level's gradients in bf16 are those of the scalar level in f32 within 2 %. */
+static void test_levels(void **state) {
+  (void)state;
+  wide_batch b;
+  ust_gpt2_train *reference = create_wide(UST_ISA_SCALAR, UST_FORMAT_F32, 2, &b);
+  for (int isa = 0; isa < UST_ISA_COUNT; isa++) {
+    if (!ust_kernels_get((ust_isa)isa, NULL)) continue;
+    ust_gpt2_train *m = create_wide((ust_isa)isa, UST_FORMAT_BF16, 2, &b);
+    for (int i = 0; i < m->parameter_count; i++) {
+      const ust_parameter *p = &m->parameters[i];
+      double difference = 0, size = 0;
+      for (size_t k = p->offset; k < p->offset + (size_t)p->rows * (size_t)p->cols; k++) {
+        difference += pow((double)m->gradients[k] - (double)reference->gradients[k], 2);
+        size += pow((double)reference->gradients[k], 2);
+      }
+      if (!(sqrt(difference / size) <= 2e-2))
+        fail_msg("%s: gradient of %s: relative error %g, expected at most 0.02", m->kernels->name, p->name,
+                 sqrt(difference / size));
+    }
+    ust_gpt2_train_free(m);
+  }
+  ust_gpt2_train_free(reference);
+}
+
 static void test_threads(void **state) {
   (void)state;
-  batch b = load_batch();
+  wide_batch b;
   ust_gpt2_train *m[3];
   for (int t = 0; t < 3; t++) {
-    m[t] = create(ust_kernels_best(), UST_FORMAT_BF16, t + 1, true);
-    load_values(m[t], "value ");
-    ust_gpt2_train_forward(m[t], b.ids, b.positions, SEQUENCES);
-    ust_gpt2_train_loss(m[t], b.labels);
-    ust_gpt2_train_backward(m[t], b.labels, 1.0f / TOKENS, NULL);
-    assert_memory_equal(m[t]->loss, m[0]->loss, TOKENS * sizeof(float));
+    m[t] = create_wide(ust_kernels_best(), UST_FORMAT_BF16, t + 1, &b);
+    assert_memory_equal(m[t]->loss, m[0]->loss, WIDE_TOKENS * sizeof(float));
     assert_memory_equal(m[t]->gradients, m[0]->gradients, m[0]->size * sizeof(float));
   }
   for (int t = 0; t < 3; t++) ust_gpt2_train_free(m[t]);
@@ -314,8 +341,8 @@ int main(void) {
     return 1;
   }
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_f32),     cmocka_unit_test(test_bf16),   cmocka_unit_test(test_blocks),
-      cmocka_unit_test(test_threads), cmocka_unit_test(test_shapes),
+      cmocka_unit_test(test_f32),    cmocka_unit_test(test_bf16),    cmocka_unit_test(test_differences),
+      cmocka_unit_test(test_levels), cmocka_unit_test(test_threads), cmocka_unit_test(test_shapes),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   ust_free(fixture);

@@ -139,7 +139,7 @@ class Page(unittest.TestCase):
         self.assertIn("**Texts differ**: prompt 0 of big.gguf", page)
 
     def test_the_committed_pages_are_what_their_measurements_give(self):
-        for place in ("docs", "docs/amx"):
+        for place in ("docs", "docs/avx2"):
             records = os.path.join(TOP, place, "measurements", "reproduction")
             with self.subTest(place), tempfile.TemporaryDirectory() as folder:
                 path, _ = report.write(records, folder)

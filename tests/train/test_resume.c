@@ -38,10 +38,13 @@ static const char *in_folder(const char *name) {
 
 typedef struct watcher {
   int stop_at, done; /* steps */
+  double first_kl;
 } watcher;
 
 static void count_step(void *user, const ust_train_progress *p) {
-  ((watcher *)user)->done = p->step;
+  watcher *w = user;
+  w->done = p->step;
+  if (p->step == 1) w->first_kl = p->kl;
 }
 static bool stop_there(void *user) {
   return ((watcher *)user)->stop_at && ((watcher *)user)->done >= ((watcher *)user)->stop_at;
@@ -391,6 +394,41 @@ static void another_length_is_taken(void **state) {
   refuse(&o, "checkpoint of step 5, expected at most --steps 4");
 }
 
+/* A run from a model's values: stopped and resumed it gives the same bits, and its checkpoint is no other run's. */
+static void a_start_is_part_of_a_run(void **state) {
+  (void)state;
+  understudy_error err;
+  ust_weights *start;
+  forget();
+  spill("start.gguf", straight.data, straight.size);
+  if (ust_weights_open(in_folder("start.gguf"), &start, &err) != UNDERSTUDY_OK) fail_msg("%s", err.message);
+  watcher w = {0};
+  ust_train_options o = options_of(&w), fresh = o;
+  o.start = start;
+  o.steps = 4;
+  train(&o);
+  bytes whole = slurp("out.gguf");
+  assert_int_equal(whole.size, straight.size);
+  assert_memory_not_equal(whole.data, straight.data, straight.size);
+  forget();
+  w = (watcher){.stop_at = 2};
+  train_and_stop(&o);
+  w = (watcher){0};
+  refuse(&fresh, "found another start, expected this run's");
+  train(&o);
+  bytes resumed = slurp("out.gguf");
+  assert_int_equal(resumed.size, whole.size);
+  assert_memory_equal(resumed.data, whole.data, whole.size);
+  forget();
+  w = (watcher){0};
+  o.teacher = start; /* which the run starts from as well: nothing to learn */
+  train(&o);
+  assert_true(w.first_kl < 1e-4);
+  ust_free(whole.data);
+  ust_free(resumed.data);
+  ust_weights_close(start);
+}
+
 /* ---- */
 
 static void open_tokenizer(void) {
@@ -435,7 +473,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(stopping_changes_nothing), cmocka_unit_test(watching_changes_nothing),
       cmocka_unit_test(threads_change_nothing),   cmocka_unit_test(killing_changes_nothing),
       cmocka_unit_test(damage_is_refused),        cmocka_unit_test(another_run_is_refused),
-      cmocka_unit_test(another_length_is_taken),
+      cmocka_unit_test(another_length_is_taken),  cmocka_unit_test(a_start_is_part_of_a_run),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }
