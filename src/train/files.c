@@ -9,8 +9,7 @@
 #include "train/internal.h"
 
 enum {
-  HOW_IT_TEACHES =
-      3 /* a student learns its distribution, and starts as it where nothing else is said; changed with that */
+  HOW_IT_TEACHES = 3 /* its distribution, and the start where no other is given; changed with what that means */
 };
 
 /* ---- the finished model ---- */

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "model/gpt2_train.h"
+#include "support/random_model.h"
 
 enum { WINDOW = 32, SEQUENCES = 2, TOKENS = WINDOW * SEQUENCES, STEPS = 10 };
 /* Of a model whose matrices, features, tokens and vocabulary are cut into several blocks, the last ones not whole. */
@@ -215,13 +216,6 @@ typedef struct wide_batch {
   int32_t ids[WIDE_TOKENS], labels[WIDE_TOKENS], positions[WIDE_TOKENS];
 } wide_batch;
 
-static uint64_t random_state;
-
-static uint32_t random_bits(void) {
-  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-  return (uint32_t)(random_state >> 33);
-}
-
 static double wide_loss(ust_gpt2_train *m, const wide_batch *b) {
   ust_gpt2_train_pack(m);
   ust_gpt2_train_candidates(m, NULL, NULL, 0);
@@ -236,16 +230,16 @@ static ust_gpt2_train *create_wide(ust_isa isa, ust_format format, int threads, 
   if (ust_gpt2_train_create(&wide_shape, ust_kernels_get(isa, NULL), format, WIDE_WINDOW, WIDE_SEQUENCES, threads, true,
                             &m, &err))
     fail_msg("%s", err.message);
-  random_state = 1;
+  uint64_t random = 1;
   for (int i = 0; i < m->parameter_count; i++) {
     const ust_parameter *p = &m->parameters[i];
     bool gain = strstr(p->name, "norm.weight") != NULL;
     for (size_t k = 0; k < (size_t)p->rows * (size_t)p->cols; k++)
-      m->values[p->offset + k] = (float)gain + 0.1f * ((float)random_bits() / 1073741824.0f - 1);
+      m->values[p->offset + k] = (float)gain + 0.1f * random_unit(&random);
   }
   for (int t = 0; t < WIDE_TOKENS; t++) {
-    b->ids[t] = (int32_t)(random_bits() % (uint32_t)wide_shape.vocabulary);
-    b->labels[t] = (int32_t)(random_bits() % (uint32_t)wide_shape.vocabulary);
+    b->ids[t] = random_below(&random, wide_shape.vocabulary);
+    b->labels[t] = random_below(&random, wide_shape.vocabulary);
     b->positions[t] = t % WIDE_WINDOW;
   }
   wide_loss(m, b);
@@ -260,13 +254,14 @@ static void test_differences(void **state) {
   ust_gpt2_train *m = create_wide(UST_ISA_SCALAR, UST_FORMAT_F32, 2, &b);
   float *values = malloc(m->size * sizeof *values), *direction = malloc(m->size * sizeof *direction);
   memcpy(values, m->values, m->size * sizeof *values);
+  uint64_t random = 2;
   for (int i = 0; i < m->parameter_count; i++) {
     const ust_parameter *p = &m->parameters[i];
     size_t count = (size_t)p->rows * (size_t)p->cols;
     const float *gradient = m->gradients + p->offset, *before = values + p->offset;
     double slope = 0, size = 0, loss[2];
     for (size_t k = 0; k < count; k++) {
-      direction[k] = random_bits() & 1 ? 1.0f : -1.0f;
+      direction[k] = random_below(&random, 2) ? 1.0f : -1.0f;
       slope += (double)direction[k] * (double)gradient[k];
       size += (double)gradient[k] * (double)gradient[k];
     }
